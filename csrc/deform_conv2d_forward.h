@@ -1,0 +1,151 @@
+// Deformable convolution, forward. Included inside a namespace that is compiled for one instruction set.
+//
+// A task computes a tile of up to kSamples output pixels, all output channels: for a few taps at a time it gathers the
+// tile's columns into a buffer that stays in L2, and multiplies them at once by weights packed into panels. No more of
+// the column matrix than that ever exists.
+
+constexpr int64_t kColumnBudget = 512;  // channels times taps gathered at a time, per pixel
+
+// Weight [Co, C / groups, kh, kw] as one packed matrix per group, of depth (tap, channel).
+template <class T>
+void pack_weight(const Problem& p, const T* weight, Sum<T>* packed) {
+  using A = Sum<T>;
+  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg;
+  const int64_t panels = (Og + kPanel<A> - 1) / kPanel<A>;
+  for_each_task(p.groups * panels, [&](int64_t task) {
+    const int64_t g = task / panels, column = task % panels * kPanel<A>;
+    const Packed<A> to{packed + g * Packed<A>::size(Og, D), Og, D};
+    const int64_t width = to.width(column), real = std::min(width, Og - column);
+    for (int64_t c = 0; c < Cg; ++c)
+      for (int64_t k = 0; k < K; ++k) {
+        A* row = to.at(column, k * Cg + c);
+        const T* from = weight + ((g * Og + column) * Cg + c) * K + k;
+        for (int64_t o = 0; o < real; ++o) row[o] = A(from[o * D]);
+        for (int64_t o = real; o < width; ++o) row[o] = 0;
+      }
+  });
+}
+
+// Where a tap looks without its offset.
+inline int64_t tap_row(const Problem& p, int64_t ho, int64_t tap) {
+  return ho * p.stride_h - p.padding_h + tap / p.kw * p.dilation_h;
+}
+inline int64_t tap_column(const Problem& p, int64_t wo, int64_t tap) {
+  return wo * p.stride_w - p.padding_w + tap % p.kw * p.dilation_w;
+}
+
+// The samples of one tap, for `count` output pixels from `first` on.
+template <class A>
+void place_samples(const Problem& p, const Field<A>& offset, const Field<A>& mask, int64_t n, int64_t group, int64_t tap,
+                   int64_t first, int64_t count, Samples<A>& samples) {
+  const int64_t channel = group * p.taps() + tap;
+  int64_t ho = first / p.Wo, wo = first % p.Wo;
+  for (int64_t i = 0; i < count; ++i) {
+    const A y = A(tap_row(p, ho, tap)) + offset.get(n, 2 * channel, first + i);
+    const A x = A(tap_column(p, wo, tap)) + offset.get(n, 2 * channel + 1, first + i);
+    samples.place(i, y, x, p.H, p.W);
+    samples.mask[i] = mask ? mask.get(n, channel, first + i) : A(1);
+    if (++wo == p.Wo) wo = 0, ++ho;
+  }
+}
+
+template <class T>
+struct ForwardTile {
+  using A = Sum<T>;
+  Buffer<A> columns, sums;
+  Samples<A> samples;
+  Corners<A, T> corners;
+  const A* rows[kSamples];
+};
+
+// Everything that all tiles share.
+template <class T>
+struct ForwardPlan {
+  using A = Sum<T>;
+  const ForwardArguments<T>& args;
+  const A* weight;  // packed
+  const T* nowhere;
+  std::vector<Segment> segments;
+  bool direct;      // sums go straight to the output
+
+  void run(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count) const;
+  void gather(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap, int64_t c0,
+              int64_t c1, A* columns, int64_t stride) const;
+};
+
+// One tap's columns, of channels [c0, c1) of every group of the convolution.
+template <class T>
+void ForwardPlan<T>::gather(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap,
+                            int64_t c0, int64_t c1, A* columns, int64_t stride) const {
+  const Problem& p = args.problem;
+  int64_t planned = -1;
+  for (const Segment& s : segments) {
+    const int64_t begin = std::max(s.first, c0), end = std::min(s.first + s.count, c1);
+    if (begin >= end) continue;
+    if (s.deform_group != planned) {
+      planned = s.deform_group;
+      place_samples(p, args.offset, args.mask, n, planned, tap, first, count, tile.samples);
+      tile.corners.plan(tile.samples, count, image, nowhere, p.H, p.W, p.C);
+    }
+    tile.corners.gather(count, s.group * p.group_in() + begin, end - begin,
+                        columns + s.group * kSamples * stride + begin - c0, stride);
+  }
+}
+
+template <class T>
+void ForwardPlan<T>::run(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count) const {
+  const Problem& p = args.problem;
+  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg;
+  const int64_t channels = std::min(Cg, std::max<int64_t>(1, kColumnBudget / p.groups));  // of each group at a time
+  const int64_t taps = std::min(K, std::max<int64_t>(1, kColumnBudget / p.C));           // at a time
+  const int64_t stride = taps * channels + kLanes<A>;  // a power of two would crowd into a few cache sets
+  const int64_t out_stride = direct ? p.Co : padded<A>(Og);
+  tile.columns.resize(p.groups * kSamples * stride);
+  if (!direct) tile.sums.resize(p.groups * kSamples * out_stride);
+
+  for (int64_t k = 0; k < K; k += taps)
+    for (int64_t c = 0; c < Cg; c += channels) {
+      const int64_t run_taps = std::min(taps, K - k), run_channels = std::min(channels, Cg - c);
+      for (int64_t t = 0; t < run_taps; ++t)
+        gather(tile, image, n, first, count, k + t, c, c + run_channels, tile.columns.data() + t * run_channels, stride);
+      for (int64_t g = 0; g < p.groups; ++g) {
+        for (int64_t r = 0; r < count; ++r) tile.rows[r] = tile.columns.data() + (g * kSamples + r) * stride;
+        A* out = tile.sums.data() + g * kSamples * out_stride;
+        if constexpr (std::is_same_v<A, T>)
+          if (direct) out = args.output.at(n) + first * p.Co + g * Og;
+        const Packed<A> b{const_cast<A*>(weight) + g * Packed<A>::size(Og, D), Og, D};
+        multiply(tile.rows, count, b, k * Cg + c, run_taps * run_channels, Tile<A>{out, out_stride}, k > 0 || c > 0);
+      }
+    }
+  if (direct) return;
+  for (int64_t g = 0; g < p.groups; ++g)
+    from_rows(tile.sums.data() + g * kSamples * out_stride, out_stride, args.output, n, g * Og, Og, first, count);
+}
+
+template <class T>
+void forward(const ForwardArguments<T>& args) {
+  using A = Sum<T>;
+  const Problem& p = args.problem;
+  const int64_t P = p.out_pixels(), tiles = (P + kSamples - 1) / kSamples;
+  Buffer<A> packed(p.groups * Packed<A>::size(p.group_out(), p.taps() * p.group_in()));
+  pack_weight(p, args.weight, packed.data());
+  Buffer<T> nowhere(p.C);
+  std::fill_n(nowhere.data(), p.C, T(0));
+  const bool direct = std::is_same_v<A, T> && args.output.channels_last() && p.group_out() % kLanes<A> == 0;
+  const ForwardPlan<T> plan{args, packed.data(), nowhere.data(), segments(p), direct};
+
+  const auto tile = [&](const T* image, int64_t n, int64_t t) {
+    thread_local ForwardTile<T> scratch;
+    plan.run(scratch, image, n, t * kSamples, std::min(kSamples, P - t * kSamples));
+  };
+  if (args.input.channels_last()) {
+    for_each_task(p.N * tiles, [&](int64_t i) { tile(args.input.at(i / tiles), i / tiles, i % tiles); });
+    return;
+  }
+  // Another layout is converted image by image: a whole batch at once would cost its size in memory.
+  Buffer<T> image(p.in_pixels() * p.C);
+  for (int64_t n = 0; n < p.N; ++n) {
+    image_to_rows(args.input, n, p.in_pixels(), p.C, image.data());
+    for_each_task(tiles, [&](int64_t i) { tile(image.data(), n, i); });
+  }
+}

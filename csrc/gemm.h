@@ -1,0 +1,122 @@
+// A small matrix product in registers: C (+)= A B, with B packed into panels as wide as the accumulators.
+// Included inside a namespace that is compiled for one instruction set.
+//
+// A block of kRows x kVectors partial sums stays in registers over the whole depth: 24 of AVX-512's and NEON's 32
+// registers, 12 of AVX2's and SSE's 16. Every element is summed in order of depth, one multiply-add at a time, so it
+// does not change a bit how rows and panels are dealt out to threads.
+
+constexpr int kRows = 6;
+constexpr int kVectors = TORCHDCN_VECTOR_REGISTERS >= 32 ? 4 : 2;
+constexpr int64_t kDepth = 128;  // a full float panel of this depth takes 32 KB: it stays in L1 while rows stream by
+
+template <class A>
+constexpr int64_t kPanel = kVectors * kLanes<A>;  // columns of a full panel; the last may be narrower
+
+template <class A>
+inline int64_t padded(int64_t columns) {  // to whole vectors
+  return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+// B in panels: each holds its columns for all depths, depth by depth, padded with zeros to whole vectors.
+template <class A>
+struct Packed {
+  A* data;
+  int64_t columns, depth;
+
+  int64_t width(int64_t column) const { return std::min(kPanel<A>, padded<A>(columns) - column); }
+  A* at(int64_t column, int64_t d) const { return data + column * depth + d * width(column); }
+  static int64_t size(int64_t columns, int64_t depth) { return padded<A>(columns) * depth; }
+};
+
+// A, either as rows that may lie anywhere, or stored depth by depth, the rows side by side.
+template <class A>
+struct ByRow {
+  const A* const* rows;
+  int64_t depth = 0;  // where in each row to start
+
+  template <int count>
+  struct Cursor {
+    const A* row[count];
+    Cursor(ByRow a, int64_t r0) {
+      for (int r = 0; r < count; ++r) row[r] = a.rows[r0 + r] + a.depth;
+    }
+    A operator()(int r, int64_t d) const { return row[r][d]; }
+  };
+};
+template <class A>
+struct ByDepth {
+  const A* data;
+  int64_t stride;
+
+  template <int count>
+  struct Cursor {
+    const A* first;
+    int64_t stride;
+    Cursor(ByDepth a, int64_t r0) : first(a.data + r0), stride(a.stride) {}
+    A operator()(int r, int64_t d) const { return first[d * stride + r]; }
+  };
+};
+
+template <class A>
+struct Tile {  // of C; rows are wide enough for whole vectors
+  A* data;
+  int64_t stride;
+};
+
+template <class A, int rows, int vectors, class Left>
+inline void multiply_registers(Left a, int64_t r0, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+  constexpr int64_t lanes = kLanes<A>;
+  A* const first = c.data + r0 * c.stride;
+  Vector<A> sum[rows][vectors];
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      sum[r][v] = accumulate ? load(first + r * c.stride + v * lanes) : Vector<A>{};
+  const typename Left::template Cursor<rows> left(a, r0);
+  for (int64_t d = 0; d < depth; ++d) {
+    Vector<A> right[vectors];
+    for (int v = 0; v < vectors; ++v) right[v] = load(b + (d * vectors + v) * lanes);
+    for (int r = 0; r < rows; ++r) {
+      const Vector<A> scalar = broadcast(left(r, d));
+      for (int v = 0; v < vectors; ++v) sum[r][v] += scalar * right[v];
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) store(first + r * c.stride + v * lanes, sum[r][v]);
+}
+
+// All rows of one panel: blocks of kRows, then what is left over.
+template <class A, int vectors, class Left>
+void multiply_panel(Left a, int64_t rows, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) multiply_registers<A, kRows, vectors>(a, r, depth, b, c, accumulate);
+  switch (rows - r) {
+    case 5: return multiply_registers<A, 5, vectors>(a, r, depth, b, c, accumulate);
+    case 4: return multiply_registers<A, 4, vectors>(a, r, depth, b, c, accumulate);
+    case 3: return multiply_registers<A, 3, vectors>(a, r, depth, b, c, accumulate);
+    case 2: return multiply_registers<A, 2, vectors>(a, r, depth, b, c, accumulate);
+    case 1: return multiply_registers<A, 1, vectors>(a, r, depth, b, c, accumulate);
+    default: return;
+  }
+}
+
+template <class A, class Left>
+void multiply_panel(int64_t width, Left a, int64_t rows, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+  static_assert(kVectors == 2 || kVectors == 4);
+  if constexpr (kVectors == 4) {
+    if (width == 4 * kLanes<A>) return multiply_panel<A, 4>(a, rows, depth, b, c, accumulate);
+    if (width == 3 * kLanes<A>) return multiply_panel<A, 3>(a, rows, depth, b, c, accumulate);
+  }
+  if (width == 2 * kLanes<A>) return multiply_panel<A, 2>(a, rows, depth, b, c, accumulate);
+  return multiply_panel<A, 1>(a, rows, depth, b, c, accumulate);
+}
+
+// C (+)= A B over B's depths [first, first + depth), of which A holds just these.
+template <class A>
+void multiply(const A* const* a, int64_t rows, Packed<A> b, int64_t first, int64_t depth, Tile<A> c, bool accumulate) {
+  for (int64_t d = 0; d < depth; d += kDepth) {
+    const int64_t run = std::min(kDepth, depth - d);
+    for (int64_t column = 0; column < b.columns; column += kPanel<A>)
+      multiply_panel(b.width(column), ByRow<A>{a, d}, rows, run, b.at(column, first + d),
+                     Tile<A>{c.data + column, c.stride}, accumulate || d > 0);
+  }
+}

@@ -1,0 +1,173 @@
+// What one call of deformable convolution is made of: its sizes, and views of its tensors.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+namespace torchdcn {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// Features are stored as T and summed as Sum<T>.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// A tensor [N, C, H, W] in either dense layout: element (n, c, pixel), pixel = y * W + x.
+template <class T>
+struct View {
+  T* data;  // null where the tensor is absent
+  int64_t image, channel, pixel;  // strides
+
+  T* at(int64_t n) const { return data + n * image; }
+  bool channels_last() const { return channel == 1; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// An offset or a mask, or the gradient of one: stored as A, or in 16 bits beside 16-bit features.
+template <class A>
+struct Field {
+  enum class Kind { sum, bfloat16, half } kind;
+  View<char> bytes;  // strides count elements
+
+  explicit operator bool() const { return bool(bytes); }
+
+  A get(int64_t n, int64_t channel, int64_t pixel) const {
+    const int64_t i = n * bytes.image + channel * bytes.channel + pixel * bytes.pixel;
+    switch (kind) {
+      case Kind::bfloat16: return A(float(reinterpret_cast<const BFloat16*>(bytes.data)[i]));
+      case Kind::half: return A(float(reinterpret_cast<const Half*>(bytes.data)[i]));
+      default: return reinterpret_cast<const A*>(bytes.data)[i];
+    }
+  }
+
+  void set(int64_t n, int64_t channel, int64_t pixel, A value) const {
+    const int64_t i = n * bytes.image + channel * bytes.channel + pixel * bytes.pixel;
+    switch (kind) {
+      case Kind::bfloat16: reinterpret_cast<BFloat16*>(bytes.data)[i] = float(value); break;
+      case Kind::half: reinterpret_cast<Half*>(bytes.data)[i] = float(value); break;
+      default: reinterpret_cast<A*>(bytes.data)[i] = value;
+    }
+  }
+};
+
+struct Problem {
+  int64_t N, C, H, W;  // input
+  int64_t Co, kh, kw;  // weight [Co, C / groups, kh, kw]
+  int64_t Ho, Wo;      // output
+  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t groups, deform_groups;
+
+  int64_t taps() const { return kh * kw; }
+  int64_t in_pixels() const { return H * W; }
+  int64_t out_pixels() const { return Ho * Wo; }
+  int64_t group_in() const { return C / groups; }
+  int64_t group_out() const { return Co / groups; }
+  int64_t deform_channels() const { return C / deform_groups; }
+};
+
+// Neighbouring input channels that share a group of the convolution and a deformable group.
+struct Segment {
+  int64_t channel, count;
+  int64_t group, first;  // the convolution's group, and where in it the segment starts
+  int64_t deform_group;
+};
+
+inline std::vector<Segment> segments(const Problem& p) {
+  std::vector<Segment> all;
+  for (int64_t c = 0; c < p.C;) {
+    const int64_t g = c / p.group_in(), d = c / p.deform_channels();
+    const int64_t end = std::min((g + 1) * p.group_in(), (d + 1) * p.deform_channels());
+    all.push_back({c, end - c, g, c - g * p.group_in(), d});
+    c = end;
+  }
+  return all;
+}
+
+template <class T>
+struct ForwardArguments {
+  Problem problem;
+  View<const T> input;
+  Field<Sum<T>> offset, mask;
+  const T* weight;
+  View<T> output;
+};
+
+template <class T>
+struct BackwardArguments {
+  Problem problem;
+  View<const T> grad_output, input;
+  Field<Sum<T>> offset, mask;
+  const T* weight;
+  View<T> grad_input;  // this and those below: absent where not wanted
+  Field<Sum<T>> grad_offset, grad_mask;
+  T* grad_weight;
+};
+
+// The kernels, compiled once per instruction set and chosen at run time (deform_conv2d.cpp).
+#define TORCHDCN_DECLARE(isa)                                   \
+  namespace isa {                                               \
+  template <class T> void forward(const ForwardArguments<T>&);   \
+  template <class T> void backward(const BackwardArguments<T>&); \
+  }
+TORCHDCN_DECLARE(portable)
+#if defined(__x86_64__)
+TORCHDCN_DECLARE(avx2)
+TORCHDCN_DECLARE(avx512)
+#endif
+
+// Uninitialised, aligned to a cache line; asks for huge pages where it is large, which spares page faults.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count = 0) { resize(count); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  void resize(int64_t count);  // contents are lost
+  T* data() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+void* aligned_memory(size_t bytes);  // throws std::bad_alloc
+
+template <class T>
+void Buffer<T>::resize(int64_t count) {
+  if (count <= capacity_) return;
+  std::free(data_);
+  data_ = nullptr;
+  data_ = static_cast<T*>(aligned_memory(size_t(count) * sizeof(T)));
+  capacity_ = count;
+}
+
+// Runs task(i) for i < count on torch's threads. Whoever is free takes the next: a task's result must not depend
+// on which thread runs it, and then nothing does.
+template <class Task>
+void for_each_task(int64_t count, const Task& task) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
+  });
+}
+
+}  // namespace torchdcn

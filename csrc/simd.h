@@ -1,0 +1,55 @@
+// Vectors of one instruction set, by the compiler's own vector types: no intrinsics, so NEON comes for free.
+// Included inside a namespace that is compiled for that set; TORCHDCN_VECTOR_BYTES says how wide it is.
+
+template <class A>
+constexpr int kLanes = TORCHDCN_VECTOR_BYTES / sizeof(A);
+
+template <class A, int n = kLanes<A>>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(n * sizeof(A)), aligned(alignof(A)), may_alias));
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+
+template <class A>
+inline Vector<A> load(const A* from) {
+  return *reinterpret_cast<const Vector<A>*>(from);
+}
+
+template <class A>
+inline void store(A* to, Vector<A> v) {
+  *reinterpret_cast<Vector<A>*>(to) = v;
+}
+
+template <class A>
+inline Vector<A> broadcast(A a) {
+  return a - Vector<A>{};
+}
+
+// 16-bit features become float32 on their way in: bfloat16 is the upper half of a float32; float16 is shifted into
+// place and its exponent rebased by a multiplication, which gets subnormals right.
+inline Vector<float> load(const BFloat16* from) {
+  constexpr int n = kLanes<float>;
+  const auto bits = __builtin_convertvector(*reinterpret_cast<const VectorOf<uint16_t, n>::type*>(from), VectorOf<uint32_t, n>::type);
+  return reinterpret_cast<Vector<float>>(bits << 16);
+}
+
+inline Vector<float> load(const Half* from) {
+  constexpr int n = kLanes<float>;
+  using U = VectorOf<uint32_t, n>::type;
+  const U bits = __builtin_convertvector(*reinterpret_cast<const VectorOf<uint16_t, n>::type*>(from), U);
+  const U magnitude = bits & 0x7fff;
+  const U infinite = reinterpret_cast<U>(magnitude >= 0x7c00) & 0x7f800000u;  // infinity or NaN
+  const Vector<float> value = reinterpret_cast<Vector<float>>(magnitude << 13) * 0x1p112f;
+  return reinterpret_cast<Vector<float>>(reinterpret_cast<U>(value) | infinite | (bits & 0x8000) << 16);
+}
+
+// Summed in one fixed order: neighbours first.
+template <class A>
+inline A sum_lanes(Vector<A> v) {
+  A lanes[kLanes<A>];
+  store(lanes, v);
+  for (int step = 1; step < kLanes<A>; step *= 2)
+    for (int i = 0; i < kLanes<A>; i += 2 * step) lanes[i] += lanes[i + step];
+  return lanes[0];
+}

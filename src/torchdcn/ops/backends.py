@@ -1,0 +1,100 @@
+"""Which implementation runs where: the C++ kernels on a CPU, the reference anywhere else."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAMES = ("reference", "cpp", "triton")
+
+library = torch.library.Library("torchdcn", "DEF")
+"""Every operator of this project is registered through this object."""
+
+_forced: ContextVar[str | None] = ContextVar("torchdcn_backend", default=None)
+
+
+@cache
+def _load_cpp() -> str:
+    """Loads the C++ kernels; returns "" or why they are missing."""
+    found = sorted(Path(__file__).parent.parent.glob("_C*.so"))
+    if not found:
+        return (
+            "the C++ extension was not built (is there a C++17 compiler?); "
+            "install g++ or clang and run `pip install --force-reinstall --no-deps torchdcn`"
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"the C++ extension {found[0]} does not load: {error}"
+    return ""
+
+
+def available_backends() -> dict[str, str]:
+    """Names every backend, with "" where it can be used on this machine and otherwise the reason why not.
+
+    Example:
+        >>> import torchdcn
+        >>> torchdcn.ops.available_backends()["reference"]
+        ''
+    """
+    return {
+        "reference": "",
+        "cpp": _load_cpp(),
+        "triton": "this version of torchdcn has no Triton kernels yet",
+    }
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces one implementation of every operator within a ``with`` block, in this thread.
+
+    Args:
+        name: ``"reference"`` (plain PyTorch, any device), ``"cpp"`` (CPU) or ``"triton"`` (CUDA).
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If it can't be used on this machine; the message says why.
+
+    Example:
+        >>> import torch, torchdcn
+        >>> x, offset, weight = torch.rand(1, 4, 8, 8), torch.zeros(1, 18, 8, 8), torch.rand(4, 4, 3, 3)
+        >>> with torchdcn.ops.backend("reference"):
+        ...     y = torchdcn.ops.deform_conv2d(x, offset, weight, padding=1)
+    """
+    if name not in NAMES:
+        raise ValueError(f"name: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    if reason := available_backends()[name]:
+        raise RuntimeError(f"backend {name!r} can't be used here: {reason}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def backend_for(device: torch.device) -> str:
+    """The backend that serves tensors of a device: the forced one, or the fastest there is."""
+    forced = _forced.get()
+    if forced == "cpp" and device.type not in ("cpu", "meta"):
+        raise RuntimeError(f'backend("cpp") serves CPU tensors only, got a tensor on {device}')
+    if forced is not None:
+        return forced
+    if device.type == "cpu":
+        if not _load_cpp():
+            return "cpp"
+        _warn_once(_load_cpp())
+    return "reference"
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"torchdcn runs its slow reference implementation on the CPU: {reason}", stacklevel=4)
