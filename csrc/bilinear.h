@@ -4,51 +4,69 @@
 // A position belongs to the cell that floor() picks; corners off the map count as zero. A position further than one
 // pixel outside takes no part in anything; one with a NaN coordinate blends NaN parts of nothing, which is NaN.
 
-constexpr int64_t kSamples = 96;  // as many positions are planned at once, and their columns multiplied at once
+constexpr int64_t kSamples = 192;  // as many positions are planned, gathered and multiplied at once; whole vectors
 
+// Positions, and once located, their cells.
 template <class A>
 struct Samples {
-  int32_t y0[kSamples], x0[kSamples];  // the cell's upper left corner; -2 where all corners are off the map
-  A ly[kSamples], lx[kSamples];        // the position within its cell, 0 <= l < 1
-  A mask[kSamples];
+  using Int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  alignas(64) A y[kSamples], x[kSamples], mask[kSamples];
+  alignas(64) Int y0[kSamples], x0[kSamples];  // the cell's upper left corner; -2 where all corners are off the map
+  alignas(64) A ly[kSamples], lx[kSamples];    // the position within its cell, 0 <= l < 1
 
-  void place(int64_t i, A y, A x, int64_t H, int64_t W) {
-    const bool near = y >= A(-1) && y < A(H) && x >= A(-1) && x < A(W);
-    const A nothing = y != y || x != x ? std::numeric_limits<A>::quiet_NaN() : A(0);
-    const A fy = std::floor(near ? y : A(-2)), fx = std::floor(near ? x : A(-2));
-    y0[i] = int32_t(fy);
-    x0[i] = int32_t(fx);
-    ly[i] = near ? y - fy : nothing;
-    lx[i] = near ? x - fx : nothing;
+  void locate(int64_t count, int64_t H, int64_t W) {
+    using Ints = typename VectorOf<Int, kLanes<A>>::type;
+    const Vector<A> nan = broadcast(std::numeric_limits<A>::quiet_NaN()), zero = {}, off_map = zero - 2;
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
+      const Vector<A> vy = load(y + i), vx = load(x + i);
+      const Ints near = (vy >= -1) & (vy < A(H)) & (vx >= -1) & (vx < A(W));
+      const Vector<A> sy = near ? vy : off_map, sx = near ? vx : off_map;
+      Ints iy = __builtin_convertvector(sy, Ints), ix = __builtin_convertvector(sx, Ints);  // towards zero, then down
+      iy += sy < __builtin_convertvector(iy, Vector<A>);
+      ix += sx < __builtin_convertvector(ix, Vector<A>);
+      const Vector<A> nothing = (vy != vy) | (vx != vx) ? nan : zero;
+      store(ly + i, near ? sy - __builtin_convertvector(iy, Vector<A>) : nothing);
+      store(lx + i, near ? sx - __builtin_convertvector(ix, Vector<A>) : nothing);
+      std::memcpy(y0 + i, &iy, sizeof iy);
+      std::memcpy(x0 + i, &ix, sizeof ix);
+    }
   }
 };
 
 // Corners in the order (y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1).
 template <class A, class T>
 struct Corners {
-  const T* pixel[4][kSamples];  // channels of the corner's pixel, or of `nowhere`
-  A weight[4][kSamples];        // the bilinear weight, times the mask
+  struct Blend {
+    const T* pixel[4];  // the corner's channels, or `nowhere`
+    A weight[4];        // the bilinear weight, times the mask
+  } sample[kSamples];
 
   // `image` is channels-last; `nowhere` holds as many zeros as a pixel has channels.
   void plan(const Samples<A>& s, int64_t count, const T* image, const T* nowhere, int64_t H, int64_t W, int64_t C) {
-    for (int corner = 0; corner < 4; ++corner) {
-      const int dy = corner / 2, dx = corner % 2;
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t y = int64_t(s.y0[i]) + dy, x = int64_t(s.x0[i]) + dx;
-        const bool inside = (y >= 0) & (y < H) & (x >= 0) & (x < W);
-        pixel[corner][i] = inside ? image + (y * W + x) * C : nowhere;
-        const A wy = dy ? s.ly[i] : 1 - s.ly[i], wx = dx ? s.lx[i] : 1 - s.lx[i];
-        weight[corner][i] = s.mask[i] * (wy * wx);
-      }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t y = s.y0[i], x = s.x0[i];
+      const bool top = y >= 0, bottom = y + 1 >= 0 && y + 1 < H, left = x >= 0, right = x + 1 >= 0 && x + 1 < W;
+      const T* const first = image + (y * W + x) * C;
+      const A ly = s.ly[i], lx = s.lx[i], lower = s.mask[i] * ly, upper = s.mask[i] - lower;
+      Blend& b = sample[i];
+      b.pixel[0] = top & left ? first : nowhere;
+      b.pixel[1] = top & right ? first + C : nowhere;
+      b.pixel[2] = bottom & left ? first + W * C : nowhere;
+      b.pixel[3] = bottom & right ? first + (W + 1) * C : nowhere;
+      b.weight[1] = upper * lx;
+      b.weight[0] = upper - b.weight[1];
+      b.weight[3] = lower * lx;
+      b.weight[2] = lower - b.weight[3];
     }
   }
 
   // The samples' channels [channel, channel + count), blended, as one row of a column matrix each.
   void gather(int64_t samples, int64_t channel, int64_t count, A* column, int64_t stride) const {
     for (int64_t i = 0; i < samples; ++i, column += stride) {
-      const T *p0 = pixel[0][i] + channel, *p1 = pixel[1][i] + channel;
-      const T *p2 = pixel[2][i] + channel, *p3 = pixel[3][i] + channel;
-      const A w0 = weight[0][i], w1 = weight[1][i], w2 = weight[2][i], w3 = weight[3][i];
+      const Blend& b = sample[i];
+      const T *p0 = b.pixel[0] + channel, *p1 = b.pixel[1] + channel;
+      const T *p2 = b.pixel[2] + channel, *p3 = b.pixel[3] + channel;
+      const A w0 = b.weight[0], w1 = b.weight[1], w2 = b.weight[2], w3 = b.weight[3];
       int64_t c = 0;
       for (; c + kLanes<A> <= count; c += kLanes<A>)
         store(column + c, w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));

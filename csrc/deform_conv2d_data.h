@@ -34,6 +34,8 @@ struct DataPass {
   explicit DataPass(const BackwardArguments<T>& args);
   void pack();
   void strip(DataTile<A>& tile, const Image<A>& image, int64_t row0, int64_t row1, const int32_t* reach) const;
+  void collect(DataTile<A>& tile, const Image<A>& image, int64_t row0, int64_t row1, int64_t group, int64_t tap,
+               int64_t ho, int64_t wo, int64_t count) const;
   void batch(DataTile<A>& tile, const Image<A>& image, int64_t group, int64_t tap) const;
   void sweep(DataTile<A>& tile, const Image<A>& image, const Segment& s, int64_t stride) const;
   void finish(DataTile<A>& tile, const Image<A>& image, int64_t group, int64_t tap) const;
@@ -92,13 +94,18 @@ void find_reach(const BackwardArguments<T>& args, int64_t n, int32_t* reach) {
   const Problem& p = args.problem;
   const int64_t K = p.taps();
   for_each_task(p.Ho, [&](int64_t ho) {
+    A y[kSamples];
     for (int64_t channel = 0; channel < p.deform_groups * K; ++channel) {
-      const A y = A(tap_row(p, ho, channel % K));
+      const A row = A(tap_row(p, ho, channel % K));
       int64_t low = p.H, high = -1;
-      for (int64_t wo = 0; wo < p.Wo; ++wo) {
-        const int64_t row = owner_row(y + args.offset.get(n, 2 * channel, ho * p.Wo + wo), p.H);
-        low = std::min(low, row);
-        high = std::max(high, row);
+      for (int64_t wo = 0; wo < p.Wo; wo += kSamples) {
+        const int64_t count = std::min(kSamples, p.Wo - wo);
+        args.offset.read(n, 2 * channel, ho * p.Wo + wo, count, y);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t owner = owner_row(row + y[i], p.H);
+          low = std::min(low, owner);
+          high = std::max(high, owner);
+        }
       }
       reach[(channel * p.Ho + ho) * 2] = int32_t(low);
       reach[(channel * p.Ho + ho) * 2 + 1] = int32_t(high);
@@ -116,21 +123,41 @@ void DataPass<T>::strip(DataTile<A>& tile, const Image<A>& image, int64_t row0, 
       for (int64_t ho = 0; ho < p.Ho; ++ho) {
         const int32_t* span = reach + (channel * p.Ho + ho) * 2;
         if (span[1] < row0 || span[0] >= row1) continue;
-        const A base_y = A(tap_row(p, ho, tap));
-        for (int64_t wo = 0; wo < p.Wo; ++wo) {
-          const int64_t pixel = ho * p.Wo + wo;
-          const A y = base_y + args.offset.get(image.n, 2 * channel, pixel);
-          const int64_t row = owner_row(y, p.H);
-          if (row < row0 || row >= row1) continue;
-          const A x = A(tap_column(p, wo, tap)) + args.offset.get(image.n, 2 * channel + 1, pixel);
-          tile.samples.place(tile.count, y, x, p.H, p.W);
-          tile.samples.mask[tile.count] = args.mask ? args.mask.get(image.n, channel, pixel) : A(1);
-          tile.pixel[tile.count] = pixel;
-          if (++tile.count == kSamples) batch(tile, image, group, tap);
-        }
+        for (int64_t wo = 0; wo < p.Wo; wo += kSamples)
+          collect(tile, image, row0, row1, group, tap, ho, wo, std::min(kSamples, p.Wo - wo));
       }
       if (tile.count) batch(tile, image, group, tap);
     }
+}
+
+// Takes from a stretch of one output row the samples that the strip owns.
+template <class T>
+void DataPass<T>::collect(DataTile<A>& tile, const Image<A>& image, int64_t row0, int64_t row1, int64_t group,
+                          int64_t tap, int64_t ho, int64_t wo, int64_t count) const {
+  const Problem& p = args.problem;
+  const int64_t channel = group * p.taps() + tap, first = ho * p.Wo + wo;
+  A y[kSamples], x[kSamples], mask[kSamples];
+  int32_t mine[kSamples];
+  args.offset.read(image.n, 2 * channel, first, count, y);
+  int64_t found = 0;
+  const A row = A(tap_row(p, ho, tap));
+  for (int64_t i = 0; i < count; ++i) {  // without a branch: which samples are ours can't be predicted
+    y[i] += row;
+    const int64_t owner = owner_row(y[i], p.H);
+    mine[found] = int32_t(i);
+    found += (owner >= row0) & (owner < row1);
+  }
+  if (!found) return;
+  args.offset.read(image.n, 2 * channel + 1, first, count, x);
+  if (args.mask) args.mask.read(image.n, channel, first, count, mask);
+  for (int64_t k = 0; k < found; ++k) {
+    const int64_t i = mine[k], to = tile.count++;
+    tile.samples.y[to] = y[i];
+    tile.samples.x[to] = x[i] + A(tap_column(p, wo + i, tap));
+    tile.samples.mask[to] = args.mask ? mask[i] : A(1);
+    tile.pixel[to] = first + i;
+    if (tile.count == kSamples) batch(tile, image, group, tap);
+  }
 }
 
 template <class T>
@@ -138,6 +165,7 @@ void DataPass<T>::batch(DataTile<A>& tile, const Image<A>& image, int64_t group,
   const Problem& p = args.problem;
   const int64_t Og = p.group_out(), stride = padded<A>(p.deform_channels()) + kLanes<A>;
   tile.grad_columns.resize(kSamples * stride);
+  tile.samples.locate(tile.count, p.H, p.W);
   tile.corners.plan(tile.samples, tile.count, image.input, nowhere.data(), p.H, p.W, p.C);
   std::fill_n(tile.dots, tile.count, Dots<A>{});
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -163,11 +191,11 @@ void DataPass<T>::sweep(DataTile<A>& tile, const Image<A>& image, const Segment&
     A weight[4];
     Vector<A> dot[4] = {};
     for (int q = 0; q < 4; ++q) {
-      const A* pixel = tile.corners.pixel[q][i];
+      const A* pixel = tile.corners.sample[i].pixel[q];
       const bool inside = pixel != nowhere.data() && image.grad_input;
       from[q] = pixel + s.channel;
       to[q] = (inside ? image.grad_input + (pixel - image.input) : tile.trash.data()) + s.channel;
-      weight[q] = tile.corners.weight[q][i];
+      weight[q] = tile.corners.sample[i].weight[q];
     }
     int64_t c = 0;
     for (; c + lanes <= s.count; c += lanes) {

@@ -4,25 +4,28 @@
 // tile's columns into a buffer that stays in L2, and multiplies them at once by weights packed into panels. No more of
 // the column matrix than that ever exists.
 
-constexpr int64_t kColumnBudget = 512;  // channels times taps gathered at a time, per pixel
+constexpr int64_t kColumnBudget = 256;  // channels times taps gathered at a time, per pixel
 
 // Weight [Co, C / groups, kh, kw] as one packed matrix per group, of depth (tap, channel).
 template <class T>
 void pack_weight(const Problem& p, const T* weight, Sum<T>* packed) {
   using A = Sum<T>;
-  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg;
-  const int64_t panels = (Og + kPanel<A> - 1) / kPanel<A>;
-  for_each_task(p.groups * panels, [&](int64_t task) {
-    const int64_t g = task / panels, column = task % panels * kPanel<A>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg, vectors = padded<A>(Og) / lanes;
+  for_each_task(p.groups * vectors, [&](int64_t task) {
+    const int64_t g = task / vectors, o = task % vectors * lanes, column = o / kPanel<A> * kPanel<A>;
     const Packed<A> to{packed + g * Packed<A>::size(Og, D), Og, D};
-    const int64_t width = to.width(column), real = std::min(width, Og - column);
-    for (int64_t c = 0; c < Cg; ++c)
-      for (int64_t k = 0; k < K; ++k) {
-        A* row = to.at(column, k * Cg + c);
-        const T* from = weight + ((g * Og + column) * Cg + c) * K + k;
-        for (int64_t o = 0; o < real; ++o) row[o] = A(from[o * D]);
-        for (int64_t o = real; o < width; ++o) row[o] = 0;
-      }
+    const T* from = weight + (g * Og + o) * D;
+    const auto row = [&](int64_t d) { return to.at(column, d % K * Cg + d / K) + o - column; };
+    int64_t d = 0;
+    for (; o + lanes <= Og && d + lanes <= D; d += lanes) {
+      Vector<A> block[lanes];
+      for (int i = 0; i < lanes; ++i) block[i] = load(from + i * D + d);
+      transpose<A>(block);
+      for (int i = 0; i < lanes; ++i) store(row(d + i), block[i]);
+    }
+    for (; d < D; ++d)
+      for (int64_t i = 0; i < lanes; ++i) row(d)[i] = o + i < Og ? A(from[i * D + d]) : A(0);
   });
 }
 
@@ -39,14 +42,22 @@ template <class A>
 void place_samples(const Problem& p, const Field<A>& offset, const Field<A>& mask, int64_t n, int64_t group, int64_t tap,
                    int64_t first, int64_t count, Samples<A>& samples) {
   const int64_t channel = group * p.taps() + tap;
-  int64_t ho = first / p.Wo, wo = first % p.Wo;
-  for (int64_t i = 0; i < count; ++i) {
-    const A y = A(tap_row(p, ho, tap)) + offset.get(n, 2 * channel, first + i);
-    const A x = A(tap_column(p, wo, tap)) + offset.get(n, 2 * channel + 1, first + i);
-    samples.place(i, y, x, p.H, p.W);
-    samples.mask[i] = mask ? mask.get(n, channel, first + i) : A(1);
-    if (++wo == p.Wo) wo = 0, ++ho;
+  offset.read(n, 2 * channel, first, count, samples.y);
+  offset.read(n, 2 * channel + 1, first, count, samples.x);
+  for (int64_t i = 0; i < count;) {  // row by row
+    const int64_t ho = (first + i) / p.Wo, wo = (first + i) % p.Wo, run = std::min(count - i, p.Wo - wo);
+    const int64_t row = tap_row(p, ho, tap), column = tap_column(p, wo, tap), step = p.stride_w;
+    for (int64_t j = 0; j < run; ++j) {
+      samples.y[i + j] += A(row);
+      samples.x[i + j] += A(column + j * step);
+    }
+    i += run;
   }
+  if (mask)
+    mask.read(n, channel, first, count, samples.mask);
+  else
+    std::fill_n(samples.mask, count, A(1));
+  samples.locate(count, p.H, p.W);
 }
 
 template <class T>
@@ -122,11 +133,19 @@ void ForwardPlan<T>::run(ForwardTile<T>& tile, const T* image, int64_t n, int64_
     from_rows(tile.sums.data() + g * kSamples * out_stride, out_stride, args.output, n, g * Og, Og, first, count);
 }
 
+// Output pixels per tile: as many as fit, but so that all threads are done at the same time.
+inline int64_t tile_size(const Problem& p) {
+  const int64_t P = p.out_pixels(), threads = torch::stable::get_num_threads();
+  const int64_t rounds = std::max<int64_t>(1, (p.N * P + kSamples * threads - 1) / (kSamples * threads));
+  const int64_t tiles = std::max<int64_t>(1, rounds * threads / p.N);  // of one image
+  return std::min(kSamples, ((P + tiles - 1) / tiles + kRows - 1) / kRows * kRows);
+}
+
 template <class T>
 void forward(const ForwardArguments<T>& args) {
   using A = Sum<T>;
   const Problem& p = args.problem;
-  const int64_t P = p.out_pixels(), tiles = (P + kSamples - 1) / kSamples;
+  const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size;
   Buffer<A> packed(p.groups * Packed<A>::size(p.group_out(), p.taps() * p.group_in()));
   pack_weight(p, args.weight, packed.data());
   Buffer<T> nowhere(p.C);
@@ -136,7 +155,7 @@ void forward(const ForwardArguments<T>& args) {
 
   const auto tile = [&](const T* image, int64_t n, int64_t t) {
     thread_local ForwardTile<T> scratch;
-    plan.run(scratch, image, n, t * kSamples, std::min(kSamples, P - t * kSamples));
+    plan.run(scratch, image, n, t * size, std::min(size, P - t * size));
   };
   if (args.input.channels_last()) {
     for_each_task(p.N * tiles, [&](int64_t i) { tile(args.input.at(i / tiles), i / tiles, i % tiles); });

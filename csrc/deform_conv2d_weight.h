@@ -84,7 +84,7 @@ void WeightPass<T>::add(WeightTile<A>& tile, const Share& share, const Image<A>&
     const ByDepth<A> grad{image.grad_output + first * p.Co + share.group * p.group_out() + share.out, p.Co};
     for (int64_t tap = 0; tap < p.taps(); ++tap) {
       gather(tile, share, image, tap, first, count, panel);
-      multiply_panel(panel, grad, share.outs, count, tile.columns.data(), Tile<A>{sums_of(share, tap), panel},
+      multiply_panel(panel, grad, share.outs, count, tile.columns.data(), tile.columns.data(), Tile<A>{sums_of(share, tap), panel},
                      image.n > 0 || first > 0);
     }
   }

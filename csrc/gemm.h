@@ -2,8 +2,8 @@
 // Included inside a namespace that is compiled for one instruction set.
 //
 // A block of kRows x kVectors partial sums stays in registers over the whole depth: 24 of AVX-512's and NEON's 32
-// registers, 12 of AVX2's and SSE's 16. Every element is summed in order of depth, one multiply-add at a time, so it
-// does not change a bit how rows and panels are dealt out to threads.
+// registers, 12 of AVX2's and SSE's 16. In what order an element is summed depends on the depth alone, so it does not
+// change a bit how rows and panels are dealt out to threads.
 
 constexpr int kRows = 6;
 constexpr int kVectors = TORCHDCN_VECTOR_REGISTERS >= 32 ? 4 : 2;
@@ -63,51 +63,64 @@ struct Tile {  // of C; rows are wide enough for whole vectors
   int64_t stride;
 };
 
+// Unrolled by order: left to itself the compiler keeps `sum` in memory at both ends of the loop.
+#define TORCHDCN_UNROLL _Pragma("GCC unroll 8")
+
+// `ahead` is fetched into L2 meanwhile, one vector per depth.
 template <class A, int rows, int vectors, class Left>
-inline void multiply_registers(Left a, int64_t r0, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+inline void multiply_registers(Left a, int64_t r0, int64_t depth, const A* b, const A* ahead, Tile<A> c,
+                               bool accumulate) {
   constexpr int64_t lanes = kLanes<A>;
   A* const first = c.data + r0 * c.stride;
-  Vector<A> sum[rows][vectors];
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v)
-      sum[r][v] = accumulate ? load(first + r * c.stride + v * lanes) : Vector<A>{};
   const typename Left::template Cursor<rows> left(a, r0);
+  Vector<A> sum[rows][vectors];
+  TORCHDCN_UNROLL for (int r = 0; r < rows; ++r)
+    TORCHDCN_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] = Vector<A>{};
   for (int64_t d = 0; d < depth; ++d) {
+    __builtin_prefetch(ahead + d * vectors * lanes, 0, 2);
     Vector<A> right[vectors];
-    for (int v = 0; v < vectors; ++v) right[v] = load(b + (d * vectors + v) * lanes);
-    for (int r = 0; r < rows; ++r) {
+    TORCHDCN_UNROLL for (int v = 0; v < vectors; ++v) right[v] = load(b + (d * vectors + v) * lanes);
+    TORCHDCN_UNROLL for (int r = 0; r < rows; ++r) {
       const Vector<A> scalar = broadcast(left(r, d));
-      for (int v = 0; v < vectors; ++v) sum[r][v] += scalar * right[v];
+      TORCHDCN_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] += scalar * right[v];
     }
   }
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v) store(first + r * c.stride + v * lanes, sum[r][v]);
+  if (accumulate)
+    TORCHDCN_UNROLL for (int r = 0; r < rows; ++r)
+      TORCHDCN_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] += load(first + r * c.stride + v * lanes);
+  TORCHDCN_UNROLL for (int r = 0; r < rows; ++r)
+    TORCHDCN_UNROLL for (int v = 0; v < vectors; ++v) store(first + r * c.stride + v * lanes, sum[r][v]);
 }
 
-// All rows of one panel: blocks of kRows, then what is left over.
+// All rows of one panel: blocks of kRows, then what is left over. The first blocks fetch a vector each of `next`, the
+// panel that comes after this one, which may have to come from far away.
 template <class A, int vectors, class Left>
-void multiply_panel(Left a, int64_t rows, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+void multiply_panel(Left a, int64_t rows, int64_t depth, const A* b, const A* next, Tile<A> c, bool accumulate) {
   int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) multiply_registers<A, kRows, vectors>(a, r, depth, b, c, accumulate);
+  for (; r + kRows <= rows; r += kRows) {
+    const A* ahead = next + std::min<int64_t>(r / kRows, vectors - 1) * kLanes<A>;
+    multiply_registers<A, kRows, vectors>(a, r, depth, b, ahead, c, accumulate);
+  }
   switch (rows - r) {
-    case 5: return multiply_registers<A, 5, vectors>(a, r, depth, b, c, accumulate);
-    case 4: return multiply_registers<A, 4, vectors>(a, r, depth, b, c, accumulate);
-    case 3: return multiply_registers<A, 3, vectors>(a, r, depth, b, c, accumulate);
-    case 2: return multiply_registers<A, 2, vectors>(a, r, depth, b, c, accumulate);
-    case 1: return multiply_registers<A, 1, vectors>(a, r, depth, b, c, accumulate);
+    case 5: return multiply_registers<A, 5, vectors>(a, r, depth, b, next, c, accumulate);
+    case 4: return multiply_registers<A, 4, vectors>(a, r, depth, b, next, c, accumulate);
+    case 3: return multiply_registers<A, 3, vectors>(a, r, depth, b, next, c, accumulate);
+    case 2: return multiply_registers<A, 2, vectors>(a, r, depth, b, next, c, accumulate);
+    case 1: return multiply_registers<A, 1, vectors>(a, r, depth, b, next, c, accumulate);
     default: return;
   }
 }
 
 template <class A, class Left>
-void multiply_panel(int64_t width, Left a, int64_t rows, int64_t depth, const A* b, Tile<A> c, bool accumulate) {
+void multiply_panel(int64_t width, Left a, int64_t rows, int64_t depth, const A* b, const A* next, Tile<A> c,
+                    bool accumulate) {
   static_assert(kVectors == 2 || kVectors == 4);
   if constexpr (kVectors == 4) {
-    if (width == 4 * kLanes<A>) return multiply_panel<A, 4>(a, rows, depth, b, c, accumulate);
-    if (width == 3 * kLanes<A>) return multiply_panel<A, 3>(a, rows, depth, b, c, accumulate);
+    if (width == 4 * kLanes<A>) return multiply_panel<A, 4>(a, rows, depth, b, next, c, accumulate);
+    if (width == 3 * kLanes<A>) return multiply_panel<A, 3>(a, rows, depth, b, next, c, accumulate);
   }
-  if (width == 2 * kLanes<A>) return multiply_panel<A, 2>(a, rows, depth, b, c, accumulate);
-  return multiply_panel<A, 1>(a, rows, depth, b, c, accumulate);
+  if (width == 2 * kLanes<A>) return multiply_panel<A, 2>(a, rows, depth, b, next, c, accumulate);
+  return multiply_panel<A, 1>(a, rows, depth, b, next, c, accumulate);
 }
 
 // C (+)= A B over B's depths [first, first + depth), of which A holds just these.
@@ -115,8 +128,12 @@ template <class A>
 void multiply(const A* const* a, int64_t rows, Packed<A> b, int64_t first, int64_t depth, Tile<A> c, bool accumulate) {
   for (int64_t d = 0; d < depth; d += kDepth) {
     const int64_t run = std::min(kDepth, depth - d);
-    for (int64_t column = 0; column < b.columns; column += kPanel<A>)
-      multiply_panel(b.width(column), ByRow<A>{a, d}, rows, run, b.at(column, first + d),
+    for (int64_t column = 0; column < b.columns; column += kPanel<A>) {
+      const bool more = column + kPanel<A> < b.columns;
+      const int64_t after = first + d + run < b.depth ? first + d + run : 0;
+      const A* next = more ? b.at(column + kPanel<A>, first + d) : b.at(0, after);
+      multiply_panel(b.width(column), ByRow<A>{a, d}, rows, run, b.at(column, first + d), next,
                      Tile<A>{c.data + column, c.stride}, accumulate || d > 0);
+    }
   }
 }

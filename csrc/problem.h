@@ -47,12 +47,16 @@ struct Field {
 
   explicit operator bool() const { return bool(bytes); }
 
-  A get(int64_t n, int64_t channel, int64_t pixel) const {
-    const int64_t i = n * bytes.image + channel * bytes.channel + pixel * bytes.pixel;
+  // `count` neighbouring pixels of one channel.
+  void read(int64_t n, int64_t channel, int64_t first, int64_t count, A* to) const {
+    const int64_t start = n * bytes.image + channel * bytes.channel + first * bytes.pixel;
+    const auto copy = [&](const auto* from) {
+      for (int64_t i = 0; i < count; ++i) to[i] = A(from[start + i * bytes.pixel]);
+    };
     switch (kind) {
-      case Kind::bfloat16: return A(float(reinterpret_cast<const BFloat16*>(bytes.data)[i]));
-      case Kind::half: return A(float(reinterpret_cast<const Half*>(bytes.data)[i]));
-      default: return reinterpret_cast<const A*>(bytes.data)[i];
+      case Kind::bfloat16: return copy(reinterpret_cast<const BFloat16*>(bytes.data));
+      case Kind::half: return copy(reinterpret_cast<const Half*>(bytes.data));
+      default: return copy(reinterpret_cast<const A*>(bytes.data));
     }
   }
 

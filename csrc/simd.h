@@ -53,3 +53,32 @@ inline A sum_lanes(Vector<A> v) {
     for (int i = 0; i < kLanes<A>; i += 2 * step) lanes[i] += lanes[i + step];
   return lanes[0];
 }
+
+// A square block: vector i of the result holds lane i of every vector. log2(lanes) rounds, each of which interleaves the
+// first half of the vectors with the second.
+template <class A>
+inline void transpose(Vector<A> (&block)[kLanes<A>]) {
+  constexpr int n = kLanes<A>;
+  using Int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  using Indices = typename VectorOf<Int, n>::type;
+  Indices low, high;
+  for (int i = 0; i < n; ++i) {
+    low[i] = i / 2 + i % 2 * n;
+    high[i] = low[i] + n / 2;
+  }
+  for (int round = 1; round < n; round *= 2) {
+    Vector<A> next[n];
+    for (int i = 0; i < n / 2; ++i) {
+#if defined(__clang__)
+      for (int j = 0; j < n; ++j) {
+        next[2 * i][j] = low[j] < n ? block[i][low[j]] : block[i + n / 2][low[j] - n];
+        next[2 * i + 1][j] = high[j] < n ? block[i][high[j]] : block[i + n / 2][high[j] - n];
+      }
+#else
+      next[2 * i] = __builtin_shuffle(block[i], block[i + n / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(block[i], block[i + n / 2], high);
+#endif
+    }
+    for (int i = 0; i < n; ++i) block[i] = next[i];
+  }
+}
