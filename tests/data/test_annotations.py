@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from torchdcn.data.annotations import faults, read_annotations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Folder
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{not json", "not a JSON file"),
+        ("", "not a JSON file"),
+        ("[1, 2]", "expected a JSON object with the lists images, categories, annotations"),
+        ('{"images": [], "annotations": []}', "the list categories is missing"),
+        ('{"images": {}, "annotations": [], "categories": []}', "the list images is missing"),
+    ],
+)
+def test_what_is_no_annotation_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "instances_train.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_annotations(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such annotation file"):
+        read_annotations(tmp_path / "none.json")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "instances_train.json"
+    path.write_bytes(b"\xff\xfe\x00\x81{")
+    with pytest.raises(ValueError, match="not a JSON file"):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "annotation 1: its image_id 99 is not among the images"),
+        ({"category_id": 5}, "annotation 1: its category_id 5 is not among the categories"),
+        ({"category_id": [3]}, "annotation 1: its category_id [3] is not among the categories"),
+        ({"bbox": [1, 2, 3]}, "annotation 1: expected bbox as four numbers x, y, width, height, got [1, 2, 3]"),
+        ({"bbox": [1, 2, float("nan"), 3]}, "annotation 1: expected bbox as four numbers"),
+        ({"bbox": ["1", 2, 3, 4]}, "annotation 1: expected bbox as four numbers"),
+        ({"area": "big"}, "annotation 1: expected area as a number, got 'big'"),
+        ({"iscrowd": 2}, "annotation 1: expected iscrowd to be 0 or 1, got 2"),
+        ({"segmentation": "mask.png"}, "annotation 1: segmentation: expected a list of polygons or an RLE"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "annotation 1: segmentation: expected a polygon as a list"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1: segmentation: expected a polygon"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "annotation 1: segmentation: expected a polygon"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "annotation 1: segmentation: expected a polygon"),
+        ({"segmentation": {"size": [12, 8], "counts": "a"}}, "expected an RLE of size [8, 12] as its image"),
+        ({"segmentation": {"size": [8, 12]}}, "expected the counts of an RLE as a string or integers"),
+        ({"segmentation": {"size": [8, 12], "counts": [5, -1, 92]}}, "expected the counts of an RLE"),
+        ({"segmentation": {"size": [8, 12], "counts": [5, 6]}}, "its RLE covers 11 pixels, its image has 96"),
+    ],
+)
+def test_each_fault_is_named_with_the_annotations_id(folder: Folder, change: dict[str, Any], message: str) -> None:
+    folder.add([[1, 1, 4, 1, 4, 4]])
+    assert list(faults(folder.content)) == []
+    folder.content["annotations"][0] |= change
+    found = list(faults(folder.content))
+    assert len(found) == 1
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("images", {"width": 0}, "image 7: expected width and height as integers above 0, got 0 x 8"),
+        ("images", {"height": "8"}, "image 7: expected width and height as integers above 0, got 12 x '8'"),
+        ("images", {"file_name": 3}, "image 7: file_name is not a string: 3"),
+        ("images", {"id": "7"}, "images[0]: expected an integer id, got '7'"),
+    ],
+)
+def test_faults_of_images_are_named(folder: Folder, name: str, change: dict[str, Any], message: str) -> None:
+    folder.content[name][0] |= change
+    assert list(faults(folder.content)) == [message]
+
+
+def test_missing_keys_and_repeated_ids_are_named(folder: Folder) -> None:
+    folder.add(id=5)
+    folder.add(id=5)
+    assert list(faults(folder.content)) == ["annotations: the id 5 is there twice"]
+    del folder.content["annotations"][1]["bbox"]
+    assert list(faults(folder.content)) == ["annotations[1] (id 5): the key bbox is missing"]
+    folder.content["annotations"][1] = 3
+    assert list(faults(folder.content)) == ["annotations[1]: expected a JSON object, got 3"]
+
+
+def test_all_faults_come_not_only_the_first(folder: Folder) -> None:
+    folder.add(image_id=1)
+    folder.add(category_id=1)
+    assert len(list(faults(folder.content))) == 2

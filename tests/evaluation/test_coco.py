@@ -1,0 +1,314 @@
+"""The figures are pycocotools' own, on cases made to be hard."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from torchdcn.detections import Detections
+from torchdcn.evaluation import evaluate, evaluate_coco, evaluate_detector, metrics_table
+from torchdcn.evaluation.coco import METRICS
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+SIZE = 200
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def ellipse(box: list[float]) -> np.ndarray:
+    x, y, w, h = box
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    return ((columns + 0.5 - x - w / 2) / (w / 2)) ** 2 + ((rows + 0.5 - y - h / 2) / (h / 2)) ** 2 <= 1
+
+
+def make_case(seed: int, images: int = 6, found_per_object: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Objects of all sizes, crowds, an image and a class without objects, ties, false positives."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": i, "name": f"class {i}"} for i in (2, 5, 7, 90)]  # 90 has no objects
+    truth: dict[str, Any] = {
+        "images": [{"id": 10 * i + 3, "height": SIZE, "width": SIZE, "file_name": f"{i}.png"} for i in range(images)],
+        "categories": categories,
+        "annotations": [],
+    }
+    results = []
+    for image in truth["images"][:-1]:  # the last has none
+        for _ in range(rng.integers(1, 9)):
+            side = float(rng.choice([12, 40, 120]))
+            box = [*rng.uniform(0, SIZE - side, 2).tolist(), side, side * rng.uniform(0.5, 1)]
+            category = int(rng.choice([2, 5, 7], p=[0.6, 0.3, 0.1]))
+            mask = ellipse(box)
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": float(mask.sum()),
+                    "iscrowd": int(rng.random() < 0.15),
+                    "segmentation": rle(mask),
+                }
+            )
+            for _ in range(found_per_object):
+                shifted = (np.array(box) + rng.normal(0, side / 12, 4)).clip(1).tolist()
+                results.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": category if rng.random() < 0.9 else int(rng.choice([2, 5, 7, 90])),
+                        "bbox": shifted,
+                        "score": float(np.round(rng.random(), 1)),  # ties
+                        "segmentation": rle(ellipse(shifted)),
+                    }
+                )
+    order = rng.permutation(len(results))
+    return truth, [results[i] for i in order]
+
+
+def pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> tuple[list[float], COCOeval]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO()
+        ground_truth.dataset = copy.deepcopy(truth)
+        ground_truth.createIndex()
+        results = copy.deepcopy(results)
+        if iou_type == "segm":  # else areas are those of the boxes
+            for result in results:
+                result.pop("bbox")
+        run = COCOeval(ground_truth, ground_truth.loadRes(results), iou_type)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return list(run.stats), run
+
+
+def assert_same_figures(truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    figures = evaluate_coco(truth, results)
+    for iou_type in ("bbox", "segm"):
+        expected, _ = pycocotools(truth, results, iou_type)
+        assert list(figures[iou_type]) == list(METRICS)
+        np.testing.assert_allclose(list(figures[iou_type].values()), expected, atol=1e-6, rtol=0, err_msg=iou_type)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_are_pycocotools_own_with_crowds_ties_and_empty_images_and_classes(seed: int) -> None:
+    assert_same_figures(*make_case(seed))
+
+
+def test_more_than_100_detections_an_image_are_cut_as_pycocotools_cuts_them() -> None:
+    truth, results = make_case(11, images=3, found_per_object=120)
+    counts = Counter((result["image_id"], result["category_id"]) for result in results)
+    assert max(counts.values()) > 100
+    assert_same_figures(truth, results)
+
+
+def test_all_scores_equal_keeps_the_order_of_the_results() -> None:
+    truth, results = make_case(12)
+    assert_same_figures(truth, [{**result, "score": 0.5} for result in results])
+
+
+def test_only_crowds_and_results_on_images_without_objects() -> None:
+    truth, results = make_case(13)
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 1
+    results += [{**result, "image_id": truth["images"][-1]["id"]} for result in results[:5]]
+    assert_same_figures(truth, results)
+
+
+def test_per_class_ap_and_the_precision_curve_are_pycocotools_own() -> None:
+    truth, results = make_case(14)
+    evaluation = evaluate(truth, results, ["segm"])["segm"]
+    _, expected = pycocotools(truth, results, "segm")
+    precision = expected.eval["precision"][:, :, :, 0, 2]
+    np.testing.assert_allclose(evaluation.precision, precision, atol=1e-6)
+    for index, name in enumerate(["class 2", "class 5", "class 7"]):
+        assert evaluation.per_class[name]["AP"] == pytest.approx(precision[:, :, index].mean(), abs=1e-6)
+    assert evaluation.per_class["class 90"]["AP"] == -1
+    assert sum(c["objects"] for c in evaluation.per_class.values()) == sum(
+        not a["iscrowd"] for a in truth["annotations"]
+    )
+
+
+def test_perfect_detections_score_1_and_an_annotation_may_have_id_0() -> None:
+    truth, _ = make_case(15)
+    for index, annotation in enumerate(truth["annotations"]):
+        annotation["id"], annotation["iscrowd"] = index, 0
+    results = [{**annotation, "score": 0.9} for annotation in truth["annotations"]]
+    figures = evaluate_coco(truth, results)
+    assert figures["bbox"]["AP"] == figures["segm"]["AP"] == 1
+
+
+def test_no_results_give_0_and_nothing_to_measure_gives_minus_1() -> None:
+    truth, _ = make_case(16)
+    assert evaluate_coco(truth, [])["segm"]["AP"] == 0
+    truth["annotations"] = [a for a in truth["annotations"] if a["area"] < 32**2]
+    figures = evaluate_coco(truth, [])["bbox"]
+    assert figures["AP"] == figures["APs"] == figures["AR100"] == 0
+    assert figures["APl"] == -1
+
+
+def test_the_input_stays_as_it_was_and_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    truth, results = make_case(17)
+    before = copy.deepcopy((truth, results))
+    figures = evaluate_coco(truth, results)
+    assert (truth, results) == before
+    assert capfd.readouterr() == ("", "")
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(truth))
+    assert evaluate_coco(file, results) == figures
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_polygons_plain_run_lengths_and_missing_areas_are_understood() -> None:
+    image = {"id": 1, "height": 20, "width": 20}
+    square = [[2, 2, 12, 2, 12, 12, 2, 12]]
+    truth = {
+        "images": [image],
+        "categories": [{"id": 1, "name": "square"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "segmentation": square}],
+    }
+    mask = np.zeros((20, 20), bool)
+    mask[2:12, 2:12] = True
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[-1, mask.T.ravel(), -1]))).tolist()
+    for segmentation in (square, {"size": [20, 20], "counts": runs}, rle(mask)):
+        results = [{"image_id": 1, "category_id": 1, "score": np.float32(0.5), "segmentation": segmentation}]
+        figures = evaluate_coco(truth, results)
+        assert figures["bbox"]["AP"] == figures["segm"]["AP"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 4}, "image_id 4"),
+        ({"score": float("nan")}, "score"),
+        ({"category_id": 0}, "category_id"),
+        ({"bbox": [0, 0, 1]}, "bbox"),
+        ({"segmentation": {"size": [3, 3], "counts": "09"}}, "size"),
+    ],
+)
+def test_results_that_do_not_belong_raise_in_one_line(change: dict[str, Any], message: str) -> None:
+    truth, results = make_case(18)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate_coco(truth, [{**results[0], **change}])
+    assert "\n" not in str(error.value)
+
+
+def test_results_that_are_not_dicts_are_named() -> None:
+    truth, _ = make_case(18)
+    with pytest.raises(ValueError, match=r"^results: entry 0 has no"):
+        evaluate_coco(truth, "results.json")  # type: ignore[arg-type]
+
+
+def test_classes_of_one_name_are_kept_apart() -> None:
+    truth, results = make_case(22)
+    for category in truth["categories"]:
+        category["name"] = "thing"
+    assert list(evaluate(truth, results, ["bbox"])["bbox"].per_class) == [
+        "thing",
+        *(f"thing ({i})" for i in (5, 7, 90)),
+    ]
+
+
+def test_results_without_masks_need_boxes_alone() -> None:
+    truth, results = make_case(19)
+    boxes = [{key: value for key, value in r.items() if key != "segmentation"} for r in results]
+    with pytest.raises(ValueError, match="segmentation"):
+        evaluate_coco(truth, boxes)
+    assert evaluate_coco(truth, boxes, ["bbox"])["bbox"] == evaluate_coco(truth, results, ["bbox"])["bbox"]
+
+
+def test_a_missing_or_broken_ground_truth_raises_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        evaluate_coco(tmp_path / "none.json", [])
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"broken\.json"):
+        evaluate_coco(broken, [])
+    truth, _ = make_case(21)
+    for key, entry in (("images", {"id": 1}), ("annotations", {"id": 1, "bbox": [0, 0, 1, 1]}), ("categories", {})):
+        broken.write_text(json.dumps({**truth, key: [entry]}))
+        with pytest.raises(ValueError, match=rf"broken\.json: {key}\[0\] has no"):
+            evaluate_coco(broken, [])
+    broken.write_text("[]")
+    with pytest.raises(ValueError, match="images"):
+        evaluate_coco(broken, [])
+
+
+def oracle(dataset: Any) -> Any:
+    """A detector that knows the annotations: it answers for the images in their order."""
+    targets = iter([dataset.target(i) for i in range(len(dataset))])
+
+    def detect(image: np.ndarray) -> Detections:
+        target = next(targets)
+        assert image.dtype == np.uint8
+        return Detections(
+            target["boxes"],
+            np.ones(len(target["labels"])),
+            target["labels"],
+            target["masks"],
+            dataset.class_names,
+            image.shape[:2],
+        )
+
+    return detect
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"real data not found at {SHARED}")
+def test_a_detector_that_knows_the_answers_gets_nearly_full_marks_on_real_data() -> None:
+    from torchdcn.data import CocoDetection
+
+    dataset = CocoDetection(SHARED / "data" / "coco_sample", "val")
+    calls: list[tuple[int, int]] = []
+    metrics, results = evaluate_detector(oracle(dataset), dataset, lambda *done: calls.append(done))
+    assert metrics["bbox"]["AP"] > 0.99
+    assert metrics["segm"]["AP"] > 0.99
+    assert calls[-1] == (57, 57)
+    assert {result["category_id"] for result in results} <= set(dataset.category_ids)
+    json.dumps(results)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"real data not found at {SHARED}")
+def test_classes_are_matched_by_name_else_by_position_else_refused() -> None:
+    from torchdcn.data import CocoDetection
+
+    dataset = CocoDetection(SHARED / "data" / "nuclei", "val")
+    dataset.image_ids = dataset.image_ids[:2]
+
+    def detector(names: tuple[str, ...], label: int) -> Any:
+        def detect(image: np.ndarray) -> Detections:
+            return Detections(np.ones((1, 4)), np.ones(1), np.full(1, label), None, names, image.shape[:2])
+
+        return detect
+
+    metrics, results = evaluate_detector(detector(("cell", "nucleus"), 1), dataset)
+    assert list(metrics) == ["bbox"]
+    assert [result["category_id"] for result in results] == [1, 1]
+    assert evaluate_detector(detector(("cell", "nucleus"), 0), dataset)[1] == []
+    assert [r["category_id"] for r in evaluate_detector(detector(("class 0",), 0), dataset)[1]] == [1, 1]
+    with pytest.raises(ValueError, match="classes"):
+        evaluate_detector(detector(("cat", "dog"), 0), dataset)
+
+
+def test_the_table_shows_percent_and_a_dash_where_nothing_was_measured() -> None:
+    from rich.console import Console
+
+    truth, results = make_case(20)
+    evaluations = evaluate(truth, results)
+    metrics = {kind: {**evaluation.metrics, "APl": -1.0} for kind, evaluation in evaluations.items()}
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(metrics_table(metrics, {kind: e.per_class for kind, e in evaluations.items()}))
+    text = console.export_text()
+    assert f"{100 * metrics['bbox']['AP']:.1f}" in text
+    assert "–" in text
+    assert "class 90 (masks)" in text
