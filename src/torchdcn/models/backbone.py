@@ -1,0 +1,169 @@
+"""Residual networks whose 3x3 convolutions deform, with a feature pyramid on top."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from ..nn import DeformConv2dPack, ModulatedDeformConv2dPack
+from .weights import load_weights, read_state_dict
+from .zoo import STAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from .zoo import Settings
+
+
+class Body(NamedTuple):
+    """What torchvision's ResNet takes, and its ImageNet weights of that shape if there are any."""
+
+    block: type[resnet.BasicBlock | resnet.Bottleneck]
+    layers: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+    imagenet: Any = None
+
+
+BODIES = {
+    "r18": Body(resnet.BasicBlock, (2, 2, 2, 2), imagenet=resnet.ResNet18_Weights.IMAGENET1K_V1),
+    "r50": Body(resnet.Bottleneck, (3, 4, 6, 3), imagenet=resnet.ResNet50_Weights.IMAGENET1K_V1),
+    "r101": Body(resnet.Bottleneck, (3, 4, 23, 3), imagenet=resnet.ResNet101_Weights.IMAGENET1K_V1),
+    "x101-32x4d": Body(resnet.Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=4),
+}
+PACKS = {"dconv": DeformConv2dPack, "mdconv": ModulatedDeformConv2dPack}
+
+
+class Backbone(BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's body and FPN; batch normalisation that is frozen stays in eval mode."""
+
+    norm: str
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets training mode everywhere but in the frozen normalisation."""
+        super().train(mode)
+        for module in self.body.modules():
+            if isinstance(module, nn.BatchNorm2d) and (self.norm != "bn" or not module.weight.requires_grad):
+                module.eval()
+        return self
+
+
+def build_backbone(settings: Settings) -> Backbone:
+    """A body and a feature pyramid as settings describe them, randomly initialised.
+
+    The body is ``backbone.body``, the pyramid ``backbone.fpn``. Calling it gives the five maps of strides 4, 8, 16, 32
+    and 64 as an OrderedDict, finest first.
+
+    Example:
+        >>> import torch
+        >>> from torchdcn.models.backbone import build_backbone
+        >>> from torchdcn.models.zoo import settings_of
+        >>> backbone = build_backbone(settings_of("faster_rcnn_r18_fpn_mdconv_c3-c5", norm="gn"))
+        >>> [tuple(x.shape[1:]) for x in backbone(torch.rand(1, 3, 64, 64)).values()]
+        [(128, 16, 16), (128, 8, 8), (128, 4, 4), (128, 2, 2), (128, 1, 1)]
+    """
+    shape = BODIES[settings.backbone]
+    norm = partial(nn.GroupNorm, 32) if settings.norm == "gn" else nn.BatchNorm2d
+    body = resnet.ResNet(
+        shape.block,
+        list(shape.layers),
+        groups=shape.groups,
+        width_per_group=shape.width_per_group,
+        norm_layer=norm,
+    )
+    if settings.conv is not None:
+        for stage in settings.deform_stages:
+            for block in getattr(body, STAGES[stage]):
+                block.conv2 = _deformed(block.conv2, settings)
+    widths = [64 * shape.block.expansion * 2**stage for stage in range(4)]
+    names = {f"layer{stage + 1}": str(stage) for stage in range(4)}
+    backbone = Backbone(body, names, widths, settings.fpn_channels, LastLevelMaxPool())
+    backbone.norm = settings.norm or "bn"
+    _freeze(backbone, settings)
+    return backbone.train()  # a new module's normalisation trains; this puts what is frozen to rest
+
+
+def _deformed(conv: nn.Conv2d, settings: Settings) -> DeformConv2dPack:
+    pack = PACKS[settings.conv or "mdconv"](
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]  # Conv2d keeps its pairs as tuples of any length
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        settings.deform_groups,
+        bias=False,
+    )
+    # ResNet's initialisation stays; the norm that follows absorbs a mask that starts at 0.5.
+    pack.weight = nn.Parameter(conv.weight.detach())
+    return pack
+
+
+def _freeze(backbone: Backbone, settings: Settings) -> None:
+    layers = 5 if settings.trainable_backbone_layers is None else settings.trainable_backbone_layers
+    trained = ("layer4", "layer3", "layer2", "layer1", "conv1", "bn1")[: 6 if layers == 5 else layers]
+    for name, child in backbone.body.named_children():
+        if name not in trained:
+            child.requires_grad_(False)
+    if settings.norm == "frozen_bn":
+        for module in backbone.body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+
+def load_body(backbone: Backbone, settings: Settings, source: str | Path) -> None:
+    """Loads the weights of a regular ResNet, or of a body that deforms already, into ``backbone.body``.
+
+    Where a file has no offsets yet, weights under a mask that starts at 0.5 are doubled: at the start the
+    body then computes what the file's network does.
+
+    Args:
+        backbone: What to load into.
+        settings: Those it was built from.
+        source: ``"imagenet"`` for torchvision's weights, or a file.
+
+    Raises:
+        ValueError: Weights that do not fit, or there are none.
+        OSError: A file that is missing, or a download that failed.
+    """
+    state = _imagenet(settings.backbone) if str(source) == "imagenet" else read_state_dict(source)
+    for prefix in ("backbone.body.", "backbone."):
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            break
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    own = backbone.body.state_dict()
+    if settings.norm == "gn" and "bn1.running_mean" in state:
+        raise ValueError(
+            f"weights_backbone: {source} is a network with batch normalisation; give norm='bn_eval' or 'bn'"
+        )
+    for name, module in backbone.body.named_modules():
+        if isinstance(module, DeformConv2dPack) and f"{name}.conv_offset.weight" not in state:
+            for leaf in ("weight", "bias"):
+                state[f"{name}.conv_offset.{leaf}"] = own[f"{name}.conv_offset.{leaf}"]
+            if isinstance(module, ModulatedDeformConv2dPack) and f"{name}.weight" in state:
+                state[f"{name}.weight"] = 2 * state[f"{name}.weight"]
+    load_weights(backbone.body, state, f"weights_backbone: {source}")
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    weights = BODIES[name].imagenet
+    if weights is None:
+        raise ValueError(
+            f"weights_backbone: torchvision has no ImageNet weights for {name}; give a file of such a network"
+        )
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:  # no network, or not the file it should be
+        raise OSError(
+            f"weights_backbone: {weights.url} could not be fetched ({error}); "
+            "download it elsewhere and give the file's path"
+        ) from error

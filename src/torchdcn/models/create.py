@@ -1,0 +1,125 @@
+"""From a name, and perhaps a weights file, to a detector."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .backbone import load_body
+from .rcnn import RCNN
+from .weights import (
+    CLASS_LAYERS,
+    WeightsInfo,
+    classes_in,
+    convert_mmdet,
+    is_mmdet,
+    load_weights,
+    read_info,
+    read_state_dict,
+)
+from .zoo import PUBLISHED, Settings, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+def create_model(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    weights_backbone: str | Path | None = None,
+    **overrides: Any,
+) -> RCNN:
+    """Builds a detector, in training mode.
+
+    Args:
+        name: One of :func:`list_models`.
+        weights: A ``.safetensors`` or ``.pth`` file, ours or mmdetection's. Ours also says with which
+            settings and for which classes it was trained.
+        num_classes: Classes, without the background. By default the weights file's, or 80. A number other
+            than the file's makes the layers that depend on it start anew, with a warning.
+        weights_backbone: ``"imagenet"`` (torchvision's weights, downloaded once), or a file with the weights
+            of a ResNet. Not read where ``weights`` are given.
+        **overrides: Fields of :class:`~torchdcn.models.zoo.Settings`, such as ``min_size``.
+
+    Returns:
+        A module after torchvision's convention, see :class:`~torchdcn.models.rcnn.RCNN`.
+
+    Raises:
+        ValueError: An unknown name, a value that does not fit, or weights that do not.
+        TypeError: An override that is not a setting.
+        OSError: A file that is missing, or a download that failed.
+
+    Example:
+        >>> import torch, torchdcn
+        >>> model = torchdcn.models.create_model("faster_rcnn_r18_fpn_mdconv_c3-c5", num_classes=3)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 30.0]]), "labels": torch.tensor([2])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
+    """
+    settings_of(name, **overrides)  # complains about these before any file is read
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+        raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
+    info, state = (None, None) if weights is None else _read(name, weights)
+    settings = _resolved(name, info, state, weights_backbone, overrides)
+    model = RCNN(settings, num_classes or (classes_in(state) if state else None) or 80)
+    model.name = name
+    if state is not None:
+        _load(model, state, info, weights)
+    elif weights_backbone is not None:
+        load_body(model.backbone, settings, weights_backbone)
+    return model
+
+
+def _read(name: str, weights: str | Path) -> tuple[WeightsInfo | None, dict[str, Tensor]]:
+    if str(weights) == "coco":
+        released = PUBLISHED[name].weights_url if name in PUBLISHED else ""
+        advice = f"download {released} and give its path" if released else "there are none for this model"
+        raise ValueError(f"weights: 'coco' is not fetched by this version of torchdcn yet; {advice}")
+    state = read_state_dict(weights)
+    return read_info(weights), convert_mmdet(state) if is_mmdet(state) else state
+
+
+def _load(model: RCNN, state: dict[str, Tensor], info: WeightsInfo | None, weights: Any) -> None:
+    found = classes_in(state)
+    if found is not None and found != model.num_classes:
+        message = f"num_classes: {weights} has {found} classes; the layers for {model.num_classes} start anew"
+        warnings.warn(message, stacklevel=3)
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
+        state = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)} | fresh
+    elif info is not None:
+        model.class_names, model.category_ids = info.class_names, info.category_ids
+    held = f" (it holds a {info.model})" if info is not None and info.model != model.name else ""
+    load_weights(model, state, f"weights: {weights}{held}")
+
+
+def _resolved(
+    name: str,
+    info: WeightsInfo | None,
+    state: dict[str, Tensor] | None,
+    weights_backbone: str | Path | None,
+    overrides: dict[str, Any],
+) -> Settings:
+    """The settings, with those that depend on what the weights are."""
+    saved = info.settings if info is not None else {}
+    try:
+        settings = settings_of(name, **saved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights: the file's settings can't be used by this version: {error}") from error
+    settings = replace(settings, **overrides)
+    pretrained = state is not None or weights_backbone is not None
+    if settings.norm is None:
+        if state is not None:
+            norm = "bn_eval" if "backbone.body.bn1.running_mean" in state else "gn"
+        elif weights_backbone is not None:
+            norm = "bn_eval"
+        else:
+            norm = "gn" if settings.backbone == "r18" else "bn"
+        settings = replace(settings, norm=norm)
+    if settings.trainable_backbone_layers is None:
+        settings = replace(settings, trainable_backbone_layers=3 if pretrained else 5)
+    return settings

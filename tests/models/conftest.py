@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    folder = SHARED / "vectors"
+    if not folder.is_dir():
+        pytest.skip(f"mmdetection's results are not here: {folder}")
+    return folder
+
+
+@pytest.fixture
+def target() -> Callable[..., dict[str, Any]]:
+    """A target of some filled boxes, with 0-based labels."""
+
+    def make(*boxes: tuple[int, int, int, int], labels: list[int] | None = None, size: Any = (64, 80)) -> Any:
+        masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+            mask[y1:y2, x1:x2] = 1
+        return {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor([0] * len(boxes) if labels is None else labels, dtype=torch.int64),
+            "masks": masks,
+        }
+
+    return make

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from torchdcn.models import create_model
+from torchdcn.models.create import create_model as create
+from torchdcn.models.weights import (
+    convert_mmdet,
+    is_mmdet,
+    read_info,
+    read_state_dict,
+    save_weights,
+)
+
+NAME = "mask_rcnn_r18_fpn_mdconv_c3-c5"
+
+
+def small(name: str = NAME, **arguments: Any) -> Any:
+    return create_model(name, **({"num_classes": 2, "min_size": 64} | arguments))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    model = small(anchor_sizes=(4, 8, 16, 32, 64))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    model.class_names, model.category_ids = ("cat", "dog"), (17, 18)
+    path = tmp_path_factory.mktemp("weights") / "deep" / "pets.safetensors"
+    save_weights(model.to(memory_format=torch.channels_last), path)
+    return model, path
+
+
+def test_a_file_knows_its_model_settings_and_classes(saved: Any):
+    info = read_info(saved[1])
+    assert info.model == NAME
+    assert info.num_classes == 2
+    assert info.class_names == ("cat", "dog")
+    assert info.category_ids == (17, 18)
+    assert info.settings["min_size"] == 64
+    assert info.settings["norm"] == "gn"
+    assert "max_size" not in info.settings
+
+
+def test_a_model_comes_back_as_it_was(saved: Any):
+    model, path = saved
+    again = create_model(NAME, weights=path)
+    assert again.settings == model.settings
+    assert (again.num_classes, again.class_names, again.category_ids) == (2, ("cat", "dog"), (17, 18))
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert list(path.parent.iterdir()) == [path]  # no temporary file left
+
+
+def test_what_is_given_wins_over_what_the_file_says(saved: Any):
+    model = create_model(NAME, weights=saved[1], min_size=96, trainable_backbone_layers=2)
+    assert model.settings.min_size == 96
+    assert not model.backbone.body.layer2[0].conv1.weight.requires_grad
+
+
+def test_another_number_of_classes_keeps_everything_but_the_class_layers(saved: Any):
+    with pytest.warns(
+        UserWarning, match=r"num_classes: .*pets\.safetensors has 2 classes; the layers for 5 start anew"
+    ):
+        model = create_model(NAME, weights=saved[1], num_classes=5)
+    assert model.roi_heads.box_predictor.cls_score.bias.shape == (6,)
+    assert model.class_names is None
+    assert torch.equal(model.roi_heads.box_head.fc6.weight, saved[0].roi_heads.box_head.fc6.weight)
+
+
+def test_weights_of_another_model_do_not_fit(saved: Any):
+    with pytest.raises(ValueError, match=rf"weights: .*holds a {NAME}\): does not fit faster_rcnn_r18_fpn; unknown"):
+        create_model("faster_rcnn_r18_fpn", weights=saved[1])
+
+
+def test_broken_missing_and_foreign_files_are_one_clear_line(tmp_path: Path, saved: Any):
+    with pytest.raises(FileNotFoundError, match="weights: there is no file"):
+        create_model(NAME, weights=tmp_path / "none.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(saved[1].read_bytes()[:5000])
+    garbage = tmp_path / "garbage.pth"
+    garbage.write_bytes(b"not a checkpoint")
+    pickled = tmp_path / "pickled.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Path()}, pickled)
+    numbers = tmp_path / "numbers.pth"
+    torch.save({"epoch": 3}, numbers)
+    for path in (broken, garbage, pickled, numbers):
+        with pytest.raises(ValueError, match=rf"{path.name}: ") as error:
+            create_model(NAME, weights=path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_of_other_software_has_no_info(tmp_path: Path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    assert read_info(tmp_path / "other.safetensors") is None
+    assert read_state_dict(tmp_path / "other.safetensors")["a"].shape == (2,)
+
+
+def test_plain_state_dicts_tell_their_classes_and_norm(tmp_path: Path):
+    model = small("faster_rcnn_r18_fpn", norm="bn", num_classes=4)
+    torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "plain.pth")
+    again = create_model("faster_rcnn_r18_fpn", weights=tmp_path / "plain.pth")
+    assert again.num_classes == 4
+    assert again.settings.norm == "bn_eval"
+    assert again.settings.trainable_backbone_layers == 3
+
+
+def test_only_safetensors_are_written_and_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = small("faster_rcnn_r18_fpn")
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in \.safetensors"):
+        save_weights(model, tmp_path / "model.pth")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torchdcn.models.weights.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(model, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_coco_weights_and_bad_numbers_of_classes_say_what_to_do():
+    with pytest.raises(ValueError, match=r"weights: 'coco' .* download https://.*mask_rcnn.*ad97591f\.pth and give"):
+        create_model("mask_rcnn_r50_fpn_mdconv_c3-c5", weights="coco")
+    with pytest.raises(ValueError, match="there are none for this model"):
+        create_model(NAME, weights="coco")
+    with pytest.raises(ValueError, match="num_classes: expected a positive int, got 0"):
+        create_model(NAME, num_classes=0)
+
+
+def test_unknown_names_of_a_checkpoint_are_listed():
+    with pytest.raises(ValueError, match=r"no model of ours has: bbox_head\.cls, roi_head\.what\.weight"):
+        convert_mmdet({"bbox_head.cls": torch.zeros(1), "roi_head.what.weight": torch.zeros(1)})
+
+
+def test_old_offset_names_and_the_place_of_the_background_are_converted():
+    old = {"backbone.layer2.0.conv2_offset.weight": torch.zeros(1), "roi_head.bbox_head.fc_cls.bias": torch.arange(4)}
+    new = convert_mmdet(old)
+    assert set(new) == {
+        "backbone.body.layer2.0.conv2.conv_offset.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+    }
+    assert new["roi_heads.box_predictor.cls_score.bias"].tolist() == [3, 0, 1, 2]
+    assert is_mmdet(old)
+
+
+CONFIGS = {
+    "faster-rcnn_r50_fpn_1x_coco": "faster_rcnn_r50_fpn",
+    "faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco": "faster_rcnn_r50_fpn_dconv_c3-c5",
+    "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": "faster_rcnn_r50_fpn_mdconv_c3-c5",
+    "faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco": "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
+    "faster-rcnn_r101-dconv-c3-c5_fpn_1x_coco": "faster_rcnn_r101_fpn_dconv_c3-c5",
+    "faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco": "faster_rcnn_x101-32x4d_fpn_dconv_c3-c5",
+    "mask-rcnn_r50_fpn_1x_coco": "mask_rcnn_r50_fpn",
+    "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": "mask_rcnn_r50_fpn_mdconv_c3-c5",
+    "mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco": "mask_rcnn_r101_fpn_dconv_c3-c5",
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_names_shapes_and_parameters_are_those_of_mmdetection(config: str, vectors: Path):
+    keys = json.loads((vectors / "keys" / f"{config}.keys.json").read_text())
+    theirs = convert_mmdet({key: torch.empty(shape, device="meta") for key, shape, _ in keys})
+    with torch.device("meta"):
+        model = create(CONFIGS[config])
+    assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    fixed = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(math.prod(shape) for key, shape, _ in keys if not key.endswith(fixed))
+    assert sum(p.numel() for p in model.parameters()) == count
