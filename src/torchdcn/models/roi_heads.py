@@ -210,7 +210,7 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
     if settings.masks:
         widths = settings.mask_head_channels
         masks = {
-            "mask_roi_pool": _roi_align(14),
+            "mask_roi_pool": _roi_align(14, settings.roi_sampling_ratio),
             "mask_head": mask_rcnn.MaskRCNNHeads(channels, list(widths), dilation=1),
             "mask_predictor": mask_rcnn.MaskRCNNPredictor(widths[-1], widths[-1], num_classes),
         }
@@ -219,7 +219,7 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
         nn.init.normal_(logits.weight, std=0.001)  # type: ignore[arg-type]  # a convolution's
         nn.init.zeros_(logits.bias)  # type: ignore[arg-type]
     return RoIHeads(
-        _roi_align(7),
+        _roi_align(7, settings.roi_sampling_ratio),
         box_head,
         BoxPredictor(settings.box_head_channels, num_classes),
         settings.box_fg_iou_thresh,
@@ -235,5 +235,6 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
     )
 
 
-def _roi_align(size: int) -> MultiScaleRoIPool:
-    return MultiScaleRoIPool([RoIAlign((size, size), 1 / s, sampling_ratio=0, aligned=True) for s in STRIDES[:4]])
+def _roi_align(size: int, sampling_ratio: int | None) -> MultiScaleRoIPool:
+    ratio = sampling_ratio or 0  # torchvision's word for "as many as the bin has pixels"
+    return MultiScaleRoIPool([RoIAlign((size, size), 1 / s, ratio, aligned=True) for s in STRIDES[:4]])

@@ -49,6 +49,7 @@ class Settings:
         rpn_batch_size_per_image: Anchors that count in the loss.
         rpn_positive_fraction: The share of positives among them, at most.
         rpn_score_thresh: Proposals below this objectness are dropped.
+        roi_sampling_ratio: Samples per bin and axis of RoIAlign. None: as many as the bin has pixels.
         box_score_thresh: Detections must score more.
         box_nms_thresh: IoU above which the worse of two detections of a class goes.
         box_detections_per_img: The most detections of an image.
@@ -94,6 +95,7 @@ class Settings:
     rpn_batch_size_per_image: int = 256
     rpn_positive_fraction: float = 0.5
     rpn_score_thresh: float = 0.0
+    roi_sampling_ratio: int | None = None
     box_score_thresh: float = 0.05
     box_nms_thresh: float = 0.5
     box_detections_per_img: int = 100
@@ -141,6 +143,8 @@ def _check_numbers(settings: Settings) -> None:
 
     layers = settings.trainable_backbone_layers
     expect("trainable_backbone_layers", layers is None or layers in range(6), "0 to 5 or None")
+    ratio = settings.roi_sampling_ratio
+    expect("roi_sampling_ratio", ratio is None or _is_count(ratio), "a positive int or None")
     sizes = settings.sizes
     expect("min_size", bool(sizes) and all(_is_count(s) for s in sizes), "a positive int or several")
     for name, length in (("anchor_sizes", 5), ("image_mean", 3), ("image_std", 3), ("bbox_reg_weights", 4)):
@@ -239,6 +243,7 @@ _SMALL: dict[str, Any] = {
     "min_size": 256,
     "max_size": 512,
     "rpn_min_pos_iou": 0.0,
+    "roi_sampling_ratio": 2,  # RoIAlign's backward runs on one thread: adaptive sampling took half of a training step
 }
 
 _CONV_SUFFIXES: dict[str, dict[str, Any]] = {
