@@ -61,16 +61,31 @@ struct Corners {
   }
 
   // The samples' channels [channel, channel + count), blended, as one row of a column matrix each.
-  void gather(int64_t samples, int64_t channel, int64_t count, A* column, int64_t stride) const {
-    for (int64_t i = 0; i < samples; ++i, column += stride) {
+  void gather(int64_t samples, int64_t channel, int64_t count, A* columns, int64_t stride) const {
+    constexpr int64_t lanes = kLanes<A>;
+    const int64_t whole = count / lanes * lanes;
+    for (int64_t i = 0; i < samples; ++i) {
       const Blend& b = sample[i];
       const T *p0 = b.pixel[0] + channel, *p1 = b.pixel[1] + channel;
       const T *p2 = b.pixel[2] + channel, *p3 = b.pixel[3] + channel;
       const A w0 = b.weight[0], w1 = b.weight[1], w2 = b.weight[2], w3 = b.weight[3];
-      int64_t c = 0;
-      for (; c + kLanes<A> <= count; c += kLanes<A>)
+      A* const column = columns + i * stride;
+      for (int64_t c = 0; c < whole; c += lanes)
         store(column + c, w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));
-      for (; c < count; ++c) column[c] = w0 * A(p0[c]) + w1 * A(p1[c]) + w2 * A(p2[c]) + w3 * A(p3[c]);
+    }
+    if (whole < count) gather_rest(samples, channel + whole, count - whole, columns + whole, stride);
+  }
+
+  // Fewer channels than a vector holds. Apart, for else they would cost every sample a dozen instructions.
+  __attribute__((noinline)) void gather_rest(int64_t samples, int64_t channel, int64_t count, A* columns,
+                                             int64_t stride) const {
+    for (int64_t i = 0; i < samples; ++i) {
+      const Blend& b = sample[i];
+      for (int64_t c = 0; c < count; ++c) {
+        A sum = 0;
+        for (int q = 0; q < 4; ++q) sum += b.weight[q] * A(b.pixel[q][channel + c]);
+        columns[i * stride + c] = sum;
+      }
     }
   }
 };

@@ -6,11 +6,6 @@
 // odd ones after them: no two tasks that run at once share memory, and each element is summed in an order that depends
 // on the shapes alone.
 
-template <class A>
-struct Dots {  // of a column's gradient with each of the four corners
-  A corner[4];
-};
-
 // The samples of one deformable group and tap that a strip owns, a batch at a time.
 template <class A>
 struct DataTile {
@@ -19,7 +14,7 @@ struct DataTile {
   Corners<A, A> corners;
   int64_t count = 0, pixel[kSamples];
   const A* grad_rows[kSamples];
-  Dots<A> dots[kSamples];
+  A dots[kSamples][4];  // of a column's gradient with each of its corners
 };
 
 template <class T>
@@ -38,7 +33,27 @@ struct DataPass {
                int64_t ho, int64_t wo, int64_t count) const;
   void batch(DataTile<A>& tile, const Image<A>& image, int64_t group, int64_t tap) const;
   void sweep(DataTile<A>& tile, const Image<A>& image, const Segment& s, int64_t stride) const;
+  void sweep_rest(DataTile<A>& tile, const Image<A>& image, const Segment& s, int64_t first, int64_t stride) const;
   void finish(DataTile<A>& tile, const Image<A>& image, int64_t group, int64_t tap) const;
+};
+
+// Where a sample's corners are read and where their gradients go: into the trash, if a corner is off the map.
+template <class A>
+struct Corner {
+  const A* from[4];
+  A* to[4];
+  A weight[4];
+
+  template <class T>
+  Corner(const DataPass<T>& pass, DataTile<A>& tile, const Image<A>& image, const Segment& s, int64_t i) {
+    for (int q = 0; q < 4; ++q) {
+      const A* pixel = tile.corners.sample[i].pixel[q];
+      const bool inside = pixel != pass.nowhere.data() && image.grad_input;
+      from[q] = pixel + s.channel;
+      to[q] = (inside ? image.grad_input + (pixel - image.input) : tile.trash.data()) + s.channel;
+      weight[q] = tile.corners.sample[i].weight[q];
+    }
+  }
 };
 
 template <class T>
@@ -167,7 +182,8 @@ void DataPass<T>::batch(DataTile<A>& tile, const Image<A>& image, int64_t group,
   tile.grad_columns.resize(kSamples * stride);
   tile.samples.locate(tile.count, p.H, p.W);
   tile.corners.plan(tile.samples, tile.count, image.input, nowhere.data(), p.H, p.W, p.C);
-  std::fill_n(tile.dots, tile.count, Dots<A>{});
+  std::fill_n(&tile.dots[0][0], 4 * tile.count, A(0));
+  tile.trash.resize(p.C);
   for (size_t i = 0; i < parts.size(); ++i) {
     const Segment& s = parts[i];
     if (s.deform_group != group) continue;
@@ -183,36 +199,40 @@ void DataPass<T>::batch(DataTile<A>& tile, const Image<A>& image, int64_t group,
 template <class T>
 void DataPass<T>::sweep(DataTile<A>& tile, const Image<A>& image, const Segment& s, int64_t stride) const {
   constexpr int64_t lanes = kLanes<A>;
-  tile.trash.resize(args.problem.C);  // takes what would go to corners off the map
+  const int64_t whole = s.count / lanes * lanes;
   for (int64_t i = 0; i < tile.count; ++i) {
-    const A* grad = tile.grad_columns.data() + i * stride;
-    const A* from[4];
-    A* to[4];
-    A weight[4];
-    Vector<A> dot[4] = {};
-    for (int q = 0; q < 4; ++q) {
-      const A* pixel = tile.corners.sample[i].pixel[q];
-      const bool inside = pixel != nowhere.data() && image.grad_input;
-      from[q] = pixel + s.channel;
-      to[q] = (inside ? image.grad_input + (pixel - image.input) : tile.trash.data()) + s.channel;
-      weight[q] = tile.corners.sample[i].weight[q];
-    }
-    int64_t c = 0;
-    for (; c + lanes <= s.count; c += lanes) {
+    const Corner<A> corner(*this, tile, image, s, i);
+    const A* const grad = tile.grad_columns.data() + i * stride;
+    Vector<A> d0 = {}, d1 = {}, d2 = {}, d3 = {};
+    for (int64_t c = 0; c < whole; c += lanes) {
       const Vector<A> g = load(grad + c);
+      d0 += g * load(corner.from[0] + c);
+      d1 += g * load(corner.from[1] + c);
+      d2 += g * load(corner.from[2] + c);
+      d3 += g * load(corner.from[3] + c);
+      store(corner.to[0] + c, load(corner.to[0] + c) + corner.weight[0] * g);
+      store(corner.to[1] + c, load(corner.to[1] + c) + corner.weight[1] * g);
+      store(corner.to[2] + c, load(corner.to[2] + c) + corner.weight[2] * g);
+      store(corner.to[3] + c, load(corner.to[3] + c) + corner.weight[3] * g);
+    }
+    const Vector<A> dots[4] = {d0, d1, d2, d3};
+    add_lanes<A>(dots, tile.dots[i]);
+  }
+  if (whole < s.count) sweep_rest(tile, image, s, whole, stride);
+}
+
+// Fewer channels than a vector holds. Apart, for else they would cost every sample a hundred instructions.
+template <class T>
+__attribute__((noinline)) void DataPass<T>::sweep_rest(DataTile<A>& tile, const Image<A>& image, const Segment& s,
+                                                       int64_t first, int64_t stride) const {
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const Corner<A> corner(*this, tile, image, s, i);
+    const A* const grad = tile.grad_columns.data() + i * stride;
+    for (int64_t c = first; c < s.count; ++c)
       for (int q = 0; q < 4; ++q) {
-        dot[q] += g * load(from[q] + c);
-        store(to[q] + c, load(to[q] + c) + weight[q] * g);
+        tile.dots[i][q] += grad[c] * corner.from[q][c];
+        corner.to[q][c] += corner.weight[q] * grad[c];
       }
-    }
-    for (int q = 0; q < 4; ++q) {
-      A sum = sum_lanes<A>(dot[q]);
-      for (int64_t j = c; j < s.count; ++j) {
-        sum += grad[j] * from[q][j];
-        to[q][j] += weight[q] * grad[j];
-      }
-      tile.dots[i].corner[q] += sum;
-    }
   }
 }
 
@@ -221,7 +241,7 @@ template <class T>
 void DataPass<T>::finish(DataTile<A>& tile, const Image<A>& image, int64_t group, int64_t tap) const {
   const int64_t channel = group * args.problem.taps() + tap;
   for (int64_t i = 0; i < tile.count; ++i) {
-    const A* d = tile.dots[i].corner;
+    const A* d = tile.dots[i];
     const A ly = tile.samples.ly[i], lx = tile.samples.lx[i], mask = tile.samples.mask[i];
     if (args.grad_offset) {
       const A dy = (d[2] - d[0]) * (1 - lx) + (d[3] - d[1]) * lx, dx = (d[1] - d[0]) * (1 - ly) + (d[3] - d[2]) * ly;

@@ -44,14 +44,21 @@ inline Vector<float> load(const Half* from) {
   return reinterpret_cast<Vector<float>>(reinterpret_cast<U>(value) | infinite | (bits & 0x8000) << 16);
 }
 
-// Summed in one fixed order: neighbours first.
+// Adds four vectors' sums to four numbers, in one fixed order: down to four lanes each, then those.
 template <class A>
-inline A sum_lanes(Vector<A> v) {
-  A lanes[kLanes<A>];
-  store(lanes, v);
-  for (int step = 1; step < kLanes<A>; step *= 2)
-    for (int i = 0; i < kLanes<A>; i += 2 * step) lanes[i] += lanes[i + step];
-  return lanes[0];
+inline void add_lanes(const Vector<A> (&v)[4], A (&sums)[4]) {
+  constexpr int n = kLanes<A>, half = n < 4 ? n : 4;
+  using Few = typename VectorOf<A, half>::type;
+  for (int q = 0; q < 4; ++q) {
+    A lanes[n];
+    store(lanes, v[q]);
+    Few few = *reinterpret_cast<const Few*>(lanes);
+    for (int i = half; i < n; i += half) few += *reinterpret_cast<const Few*>(lanes + i);
+    if constexpr (half == 4)
+      sums[q] += (few[0] + few[2]) + (few[1] + few[3]);
+    else
+      sums[q] += few[0] + few[1];
+  }
 }
 
 // A square block: vector i of the result holds lane i of every vector. log2(lanes) rounds, each of which interleaves the
