@@ -28,12 +28,14 @@ def test_boxes_go_to_the_level_that_fits_their_size(heads):
     assert heads.box_roi_pool.levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_pooling_keeps_the_order_of_boxes_over_levels_and_images(heads, maps):
+@pytest.mark.parametrize("ratio", [None, 2], ids=["adaptive", "2"])
+def test_pooling_keeps_the_order_of_boxes_over_levels_and_images(maps, ratio):
+    heads = build_roi_heads(settings_of("mask_rcnn_r18_fpn", roi_sampling_ratio=ratio), num_classes=3)
     boxes = [torch.tensor([[0.0, 0, 300, 300], [4, 4, 20, 30]]), torch.tensor([[1.0, 2, 180, 190]])]
     pooled = heads.box_roi_pool(maps, boxes, SHAPES)
     for row, (image, box, level) in enumerate([(0, boxes[0][0], 2), (0, boxes[0][1], 0), (1, boxes[1][0], 1)]):
         rois = torch.cat([torch.tensor([image]), box])[None]
-        expected = roi_align(maps[str(level)], rois, (7, 7), 1 / (4 * 2**level), 0, aligned=True)
+        expected = roi_align(maps[str(level)], rois, (7, 7), 1 / (4 * 2**level), ratio or 0, aligned=True)
         torch.testing.assert_close(pooled[row], expected[0])
     assert heads.box_roi_pool(maps, [torch.zeros(0, 4)] * 2, SHAPES).shape == (0, 128, 7, 7)
 

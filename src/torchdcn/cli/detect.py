@@ -1,0 +1,131 @@
+"""``torchdcn detect``."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from pathlib import Path  # noqa: TC003  # typer reads the annotations when it runs
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import bad_usage, console, verb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..detections import Detections
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@verb(
+    "detect",
+    example="torchdcn detect street.jpg --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors --out found",
+)
+def detect(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of pictures.")],
+    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
+    weights: Annotated[str | None, typer.Option(help="Weights file; without one the weights are random.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with boxes and masks.")] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option("--json", help="File for the detections as COCO results; image_id is the number that a picture's "
+                     "name ends with if all have one of their own, else its place among the pictures, from 1."),
+    ] = None,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections must score at least this.")] = 0.05,
+    draw_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections are drawn from this score on.")] = 0.5,
+    min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+) -> None:  # fmt: skip
+    """Finds objects in pictures: draws them (--out) and writes them down (--json)."""
+    from ..detector import Detector
+    from ..images import load_image
+    from ..models import create_model
+    from ..training.device import choose_device
+    from ..training.files import make_folder
+    from ..training.progress import counter
+
+    paths = _pictures(images)
+    for path in paths:  # all of them first: a fault in the last picture should not leave the work of the others
+        load_image(path)
+    overrides: dict[str, Any] = {"box_score_thresh": score_threshold}
+    overrides |= {} if min_size is None else {"min_size": min_size}
+    network = create_model(model, weights=weights, **overrides)
+    if weights is None:
+        warnings.warn(f"{model} has random weights, so its detections mean nothing; give --weights", stacklevel=2)
+    detector = Detector(network, device=choose_device(device), score_threshold=score_threshold)
+    if out is not None:
+        make_folder(out, "out")
+    ids, names = image_ids(paths), output_names(paths)
+    results: list[dict[str, Any]] = []
+    screen = console()
+    with counter("detecting", screen) as progress:
+        for number, (path, image_id, name) in enumerate(zip(paths, ids, names, strict=True), start=1):
+            picture = load_image(path)
+            found = detector(picture)
+            results += [{**result, "file_name": str(path)} for result in found.to_coco(image_id)]
+            if out is not None:
+                _save(out / name, picture, found, draw_threshold)
+            screen.print(f"{path}: {summary(found, draw_threshold)}", soft_wrap=True, markup=False)
+            progress(number, len(paths))
+    if json_ is not None:
+        from ..training.files import write_atomically
+
+        write_atomically(json_, lambda file: file.write_text(json.dumps(results) + "\n", encoding="utf-8"))
+        screen.print(f"{len(results)} detections in {json_}", markup=False)
+    if out is not None:
+        screen.print(f"Pictures in {out}", markup=False)
+
+
+def _pictures(given: list[Path]) -> list[Path]:
+    paths: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"{path}: there are no pictures in this folder")
+            paths += inside
+        else:
+            paths.append(path)
+    if not paths:
+        bad_usage("IMAGE: expected at least one picture")
+    return paths
+
+
+def image_ids(paths: list[Path]) -> list[int]:
+    """The pictures' COCO ids: the numbers their names end with, as in COCO's own files, or else 1, 2, 3."""
+    digits = [path.stem[len(path.stem.rstrip("0123456789")) :] for path in paths]
+    numbers = [int(text) for text in digits if text]
+    if len(set(numbers)) == len(paths):
+        return numbers
+    return list(range(1, len(paths) + 1))
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """A file name for each picture; pictures of one name from several folders are numbered."""
+    seen: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        seen[path.stem] += 1
+        names.append(path.stem + (f"-{seen[path.stem]}" if seen[path.stem] > 1 else "") + ".png")
+    return names
+
+
+def summary(found: Detections, threshold: float) -> str:
+    """What was found, in words: "5 objects (3 cat, 2 dog)"."""
+    counts = Counter(found.class_names[label] for label in found.labels[found.scores >= threshold])
+    total = sum(counts.values())
+    kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return f"{total} object{'' if total == 1 else 's'}" + (f" ({kinds})" if kinds else "")
+
+
+def _save(path: Path, picture: NDArray[np.uint8], found: Detections, threshold: float) -> None:
+    from PIL import Image
+
+    from ..training.files import write_atomically
+
+    drawn = found.draw(picture, score_threshold=threshold, scale=None)  # small pictures grow: tags must be readable
+    write_atomically(path, lambda file: Image.fromarray(drawn).save(file))

@@ -1,0 +1,72 @@
+"""The folder of a run: checked before anything is written, and left clean by a run that came to nothing."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from . import checkpoint, record
+from .files import make_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+WRITTEN = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME, "events.out.tfevents.*")
+
+
+class RunFolder:
+    """Makes the folder; a context manager.
+
+    A run that fails before its first checkpoint (``saved``) takes away what it has written; but figures that show how
+    a loss went astray (FloatingPointError) stay.
+
+    Args:
+        path: The folder.
+        resumed: Whether the run goes on from a checkpoint in it. If not, what an earlier run has left there is moved
+            into a folder of its own (``moved_to``), so that no run is ever lost by starting another.
+
+    Raises:
+        OSError: The folder can't be made or written.
+    """
+
+    def __init__(self, path: Path, resumed: bool) -> None:
+        self.path = path
+        self.saved = resumed
+        self.existed = path.exists()
+        self.moved_to: Path | None = None
+        make_folder(path, "out")
+        if not resumed:
+            self._move_earlier()
+
+    def _files(self) -> list[Path]:
+        return sorted(file for pattern in WRITTEN for file in self.path.glob(pattern))
+
+    def _move_earlier(self) -> None:
+        earlier = self._files()
+        if not earlier:
+            return
+        newest = max(file.stat().st_mtime for file in earlier)
+        name = datetime.fromtimestamp(newest, tz=timezone.utc).strftime("run-%Y%m%d-%H%M%S")
+        self.moved_to = self.path / name
+        count = 1
+        while self.moved_to.exists():
+            count += 1
+            self.moved_to = self.path / f"{name}-{count}"
+        self.moved_to.mkdir()
+        for file in earlier:
+            shutil.move(file, self.moved_to / file.name)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or self.saved or isinstance(error, FloatingPointError):
+            return
+        for file in self._files():
+            file.unlink()
+        if not self.existed and not any(self.path.iterdir()):
+            self.path.rmdir()

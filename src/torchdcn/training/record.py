@@ -1,0 +1,145 @@
+"""What a run tells: a progress bar, ``metrics.jsonl`` and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from rich.console import Console
+
+NAME = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 20  # where there is no terminal to draw a bar on
+
+
+class Record:
+    """Writes the run's figures as they come; a context manager.
+
+    Args:
+        folder: Gets ``metrics.jsonl`` and the events file.
+        console: Where the bar is drawn; plain lines now and then where it is no terminal.
+        steps: Steps of the whole run.
+        done: Steps that an earlier part of the run has done. Lines of later steps, which that part wrote after its last
+            checkpoint, are dropped, since those steps are now done again.
+    """
+
+    def __init__(self, folder: Path, console: Console, steps: int, done: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second that only a run needs to spend
+
+        self.path = folder / NAME
+        self.console = console
+        self.steps = steps
+        self._keep_until(done)
+        self.events = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
+        self._began, self._first, self._printed = time.monotonic(), done, time.monotonic()
+
+    def __enter__(self) -> Record:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.events.close()
+
+    def advance(self, epoch: str, step: int) -> None:
+        """Moves the bar; ``epoch`` is its label."""
+        self.progress.update(self.task, completed=step, description=epoch)
+
+    def losses(self, epoch: str, step: int, figures: Mapping[str, float]) -> None:
+        """Records a logging step's losses, learning rate and speed."""
+        self._write({"kind": "train", "step": step, **figures})
+        for name, value in figures.items():
+            self.events.add_scalar(f"train/{name}", value, step)
+        text = f"loss {figures['loss']:.3f} · lr {figures['lr']:.1e} · {figures['images_per_s']:.1f} images/s"
+        self.progress.update(self.task, figures=text)
+        last = step == self.steps
+        if not self.console.is_terminal and (last or time.monotonic() - self._printed > SECONDS_BETWEEN_LINES):
+            left = (time.monotonic() - self._began) / max(1, step - self._first) * (self.steps - step)
+            minutes, seconds = divmod(round(left), 60)
+            self.console.print(
+                f"{epoch} · step {step}/{self.steps} · {text} · {minutes}:{seconds:02d} left", highlight=False
+            )
+            self._printed = time.monotonic()
+
+    def evaluation(self, epoch: int, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Records an evaluation on val."""
+        self._write({"kind": "val", "epoch": epoch, "step": step, **metrics})
+        for kind, figures in metrics.items():
+            for name, value in figures.items():
+                self.events.add_scalar(f"val/{kind}/{name}", value, step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _keep_until(self, step: int) -> None:
+        kept = [line for line in read_record(self.path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+class Means:
+    """Averages over the images since they were last read."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._images, self._began = 0, time.perf_counter()
+
+    def add(self, values: Mapping[str, float], images: int) -> None:
+        """Adds the values of a step over ``images`` images."""
+        self._images += images
+        for name, value in values.items():
+            self._sums[name] += value * images
+
+    def read(self) -> dict[str, float]:
+        """The averages and ``images_per_s``; begins anew."""
+        means = {name: total / self._images for name, total in self._sums.items()}
+        means["images_per_s"] = self._images / (time.perf_counter() - self._began)
+        self._clear()
+        return means
+
+
+def read_record(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last line that a killed process left unfinished is passed over.
+
+    Example:
+        >>> from torchdcn.training import read_record
+        >>> read_record("no/such/run/metrics.jsonl")
+        []
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        if not text.endswith("}"):
+            break
+        lines.append(json.loads(text))
+    return lines

@@ -1,0 +1,223 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchdcn.cli import main
+from torchdcn.data import make_synthetic
+from torchdcn.models import create_model, list_models
+from torchdcn.models.weights import save_weights
+
+MODEL = "mask_rcnn_r18_fpn"
+SMALL = {"fpn_channels": 16, "box_head_channels": 16, "mask_head_channels": [8], "box_batch_size_per_image": 32}
+SET = [flag for name, value in SMALL.items() for flag in ("--set", f"{name}={json.dumps(value)}")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    return make_synthetic(tmp_path_factory.mktemp("scenes") / "coco", train=4, val=2, size=64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    model = create_model(MODEL, num_classes=6, min_size=64, **SMALL)
+    model.class_names = ("fish", "ladder", "ring", "snake", "spider", "starfish")
+    model.category_ids = (1, 2, 3, 4, 5, 6)
+    save_weights(model, path)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "pictures" / "scene7.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command; gives its exit code, and what it wrote to both streams."""
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        return caught.value.code, written.out, written.err
+
+    return command
+
+
+def train_flags(scenes, out, **flags):
+    flags = {"data": scenes, "model": MODEL, "out": out, "epochs": 1, "min-size": 64, "workers": 0, **flags}
+    return ["train", *(text for name, value in flags.items() for text in (f"--{name}", value))]
+
+
+def test_every_verb_has_help_with_an_example(run):
+    for verb in ("models", "train", "eval", "detect", "demo"):
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert f"Example: torchdcn {verb}" in " ".join(out.split())
+
+
+def test_models_lists_all_with_parameters_and_published_figures(run):
+    code, out, _ = run("models")
+    assert code == 0
+    assert all(re.search(rf"^ *{re.escape(name)} ", out, re.MULTILINE) for name in list_models())
+    row = next(line for line in out.splitlines() if " mask_rcnn_r50_fpn_mdconv_c3-c5 " in line)
+    assert row.split() == ["mask_rcnn_r50_fpn_mdconv_c3-c5", "13", "mdconv", "in", "c3-c5", "45.3", "M", "41.5", "37.1"]
+    assert "published" in out
+
+
+def test_train_then_eval_then_detect(run, scenes, tmp_path):
+    code, out, err = run(*train_flags(scenes, tmp_path / "run"), *SET)
+    assert (code, err) == (0, "")
+    assert "AP50" in out
+    trained = tmp_path / "run" / "last.safetensors"
+    code, out, _ = run("eval", "--data", scenes, "--model", MODEL, "--weights", trained, "--out", tmp_path / "eval")
+    assert code == 0
+    assert "AP50" in out
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics) == {"bbox", "segm"}
+
+
+def test_detect_draws_and_writes_coco_results(run, weights, picture, tmp_path):
+    flags = ["--model", MODEL, "--weights", weights, "--score-threshold", 0]
+    code, _, err = run("detect", picture, *flags, "--out", tmp_path / "out", "--json", tmp_path / "r.json")
+    assert (code, err) == (0, "")
+    with Image.open(tmp_path / "out" / "scene7.png") as drawn:
+        assert drawn.size[0] % 64 == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= results[0].keys()
+    assert {result["image_id"] for result in results} == {7}
+    assert {result["category_id"] for result in results} <= set(range(1, 7))
+
+
+def test_detect_without_weights_warns_once(run, picture):
+    code, _, err = run("detect", picture, "--model", MODEL, "--min-size", 64)
+    assert code == 0
+    assert err.count("random weights") == 1
+    assert err.startswith("warning: ")
+
+
+def test_detect_takes_a_folder(run, weights, picture):
+    shutil.copy(picture, picture.with_name("other.png"))
+    code, out, _ = run("detect", picture.parent, "--model", MODEL, "--weights", weights)
+    assert code == 0
+    assert out.count("object") == 2
+
+
+# --- Bad input: one line that names the fault, the right exit code, and nothing left behind. ------------------------
+
+
+def fails(outcome, code, pattern):
+    got, _, err = outcome
+    assert got == code
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert re.search(pattern, err), err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "pattern"),
+    [
+        ({"data": "/nowhere"}, 1, "/nowhere: there is no such folder"),
+        ({"model": "mask_rcnn_r18_fnp"}, 1, "did you mean 'mask_rcnn_r18_fpn'"),
+        ({"weights": "/no/such.safetensors"}, 1, "/no/such.safetensors"),
+        ({"device": "tpu9"}, 1, "device: 'tpu9'"),
+        ({"set": "fpn_chanels=3"}, 1, "did you mean 'fpn_channels'"),
+        ({"epochs": 0}, 2, "--epochs: expected at least 1, got 0"),
+        ({"batch-size": 0}, 2, "--batch-size: expected at least 1"),
+        ({"epochs": "many"}, 2, "--epochs"),
+        ({"recipe": "1x"}, 2, "--recipe: expected 'scratch', got '1x'"),
+        ({"lr-drops": "a,b"}, 2, "--lr-drops: expected shares"),
+        ({"set": "fpn_channels"}, 2, "--set: expected NAME=VALUE"),
+        ({"epoch": 3}, 2, "No such option: --epoch"),
+    ],
+)
+def test_train_refuses(run, scenes, tmp_path, flags, code, pattern):
+    outcome = run(*train_flags(scenes, tmp_path / "run", **flags))
+    fails(outcome, code, pattern)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_flag_is_bad_usage(run):
+    fails(run("train", "--data", "x"), 2, "--model.*torchdcn train --help")
+    fails(run("tran"), 2, "tran")
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        (lambda file: file.unlink(), "there is no such annotation file"),
+        (lambda file: file.write_text("{"), "instances_train.json"),
+        (lambda file: file.write_text('{"images": []}'), "instances_train.json.*annotations"),
+    ],
+    ids=["missing", "not JSON", "without annotations"],
+)
+def test_a_broken_annotation_file_is_named(run, scenes, tmp_path, damage, pattern):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    damage(data / "annotations" / "instances_train.json")
+    fails(run(*train_flags(data, tmp_path / "run")), 1, pattern)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_training_image_is_named(run, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    (data / "train" / "000002.jpg").write_bytes(b"\xff\xd8broken")
+    outcome = run(*train_flags(data, tmp_path / "run"), *SET)
+    fails(outcome, 1, r"000002\.jpg")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_out_that_is_a_file_is_refused(run, scenes, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    fails(run(*train_flags(scenes, tmp_path / "run"), *SET), 1, "^error: out: ")
+    fails(run(*train_flags(scenes, tmp_path / "run" / "deeper"), *SET), 1, "^error: out: ")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_detect_with_an_unreadable_picture_leaves_nothing(run, weights, picture, tmp_path):
+    broken = picture.with_name("z-broken.png")
+    broken.write_bytes(b"not a picture")
+    flags = ["--model", MODEL, "--weights", weights, "--out", tmp_path / "out", "--json", tmp_path / "r.json"]
+    fails(run("detect", picture, broken, *flags), 1, "z-broken.png")
+    fails(run("detect", picture, tmp_path / "none.png", *flags), 1, "none.png")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(run, weights, picture, scenes):
+    other = "mask_rcnn_r18_fpn_mdconv_c3-c5"
+    fails(run("detect", picture, "--model", other, "--weights", weights), 1, "small.safetensors")
+    text = picture.with_name("text.safetensors")
+    text.write_text("text")
+    fails(run("eval", "--data", scenes, "--model", MODEL, "--weights", text), 1, "text.safetensors")
+
+
+def test_verbose_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        main([str(a) for a in train_flags("/nowhere", tmp_path / "run")] + ["--verbose"])
+
+
+def test_the_module_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "torchdcn", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert re.fullmatch(r"torchdcn \d+\.\d+\.\d+\n", done.stdout)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from torchdcn.training.batches import epoch_plan, load_batches
+
+
+class Noise(Dataset):
+    """Items that depend on the index and on torch's generator, as an augmented image does."""
+
+    def __init__(self, broken=None):
+        self.broken = broken
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise OSError("pictures/7.png: can't be read")
+        return torch.rand(2) + index, {"index": index}
+
+
+def collate(samples):
+    return [s[0] for s in samples], [s[1] for s in samples]
+
+
+def test_an_epoch_has_every_image_once_and_another_order_each_time():
+    plans = [epoch_plan(7, 2, seed=3, epoch=e) for e in range(3)]
+    orders = [[index for batch in plan for index, _ in batch] for plan in plans]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert [len(batch) for batch in plans[0]] == [2, 2, 2, 1]
+    assert epoch_plan(7, 2, seed=3, epoch=1) == plans[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_depends_on_the_position_only(workers):
+    plan = epoch_plan(7, 2, seed=0, epoch=0)
+    whole = list(load_batches(Noise(), plan, collate, workers=0))
+    rest = list(load_batches(Noise(), plan[2:], collate, workers=workers))
+    for (images, targets), (expected, expected_targets) in zip(rest, whole[2:], strict=True):
+        assert targets == expected_targets
+        assert all(map(torch.equal, images, expected))
+
+
+def test_loading_leaves_the_generator_of_the_training_process_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    list(load_batches(Noise(), epoch_plan(7, 2, seed=0, epoch=0), collate, workers=0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_arrives_as_its_own_error(workers):
+    plan = epoch_plan(7, 2, seed=0, epoch=0)
+    with pytest.raises(OSError, match=r"^pictures/7\.png: can't be read$"):
+        list(load_batches(Noise(broken=4), plan, collate, workers))
