@@ -47,7 +47,7 @@ FEW_OBJECTS = {"box_batch_size_per_image": 64, "rpn_pre_nms_top_n_train": 512, "
 class DemoSettings:
     """How much the demo does. The defaults fit into a few minutes of two CPU cores."""
 
-    train: int = 260
+    train: int = 320
     val: int = 60
     size: int = 128
     difficulty: float = 0.05
