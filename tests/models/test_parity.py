@@ -19,27 +19,30 @@ if TYPE_CHECKING:
     from collections import OrderedDict
     from pathlib import Path
 
-CONFIG = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+CONFIGS = {  # mmdetection's configuration to our name
+    "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": "mask_rcnn_r50_fpn_mdconv_c3-c5",
+    "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": "faster_rcnn_r50_fpn_mdconv_c3-c5",
+}
 SHAPE = (500, 625)
 
 
-def filled(vectors: Path, folder: Path) -> tuple[Any, Any]:
+def filled(config: str, vectors: Path, folder: Path) -> tuple[Any, Any]:
     spec = importlib.util.spec_from_file_location("fill", vectors / "fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
-    keys = json.loads((vectors / "keys" / f"{CONFIG}.keys.json").read_text())
+    keys = json.loads((vectors / "keys" / f"{config}.keys.json").read_text())
     state = {key: torch.from_numpy(fill.fill_array(key, shape)) for key, shape, _ in keys}
     torch.save({"meta": {"epoch": 12}, "state_dict": state}, folder / "mmdet.pth")
-    model = create_model("mask_rcnn_r50_fpn_mdconv_c3-c5", weights=folder / "mmdet.pth")
+    model = create_model(CONFIGS[config], weights=folder / "mmdet.pth")
     return model.eval(), torch.from_numpy(fill.make_input(*SHAPE, 777))
 
 
 class Run:
     """The detector on the padded picture, and what mmdetection got."""
 
-    def __init__(self, vectors: Path, folder: Path) -> None:
-        self.model, picture = filled(vectors, folder)
-        self.theirs = np.load(vectors / "models" / f"{CONFIG}.pad512x640.npz")
+    def __init__(self, config: str, vectors: Path, folder: Path) -> None:
+        self.model, picture = filled(config, vectors, folder)
+        self.theirs = np.load(vectors / "models" / f"{config}.pad512x640.npz")
         self.images = ImageList(torch.zeros(1, 3, 512, 640), [SHAPE])
         self.images.tensors[:, :, : SHAPE[0], : SHAPE[1]] = picture
         with torch.no_grad():
@@ -50,9 +53,9 @@ class Run:
         return torch.from_numpy(self.theirs[key])
 
 
-@pytest.fixture(scope="module")
-def run(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(vectors, tmp_path_factory.mktemp("mmdet"))
+@pytest.fixture(scope="module", params=CONFIGS)
+def run(request: pytest.FixtureRequest, vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(request.param, vectors, tmp_path_factory.mktemp("mmdet"))
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -98,6 +101,8 @@ def test_detections_and_masks_at_the_original_size(run: Run):
     best, index = overlap.max(dim=1)
     assert (best >= 0.99).sum() >= 99
     close(found["scores"][index], run.tensor("scores"), 1e-3)
+    if "masks" not in found:
+        return
     bits = np.unpackbits(run.theirs["mask_pasted_bits"], axis=1)[:, : original[0] * original[1]]
     theirs = torch.from_numpy(bits).reshape(-1, *original).bool()
     ours = found["masks"][index, 0]
