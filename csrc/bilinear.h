@@ -47,16 +47,15 @@ struct Corners {
       const int64_t y = s.y0[i], x = s.x0[i];
       const bool top = y >= 0, bottom = y + 1 >= 0 && y + 1 < H, left = x >= 0, right = x + 1 >= 0 && x + 1 < W;
       const T* const first = image + (y * W + x) * C;
-      const A ly = s.ly[i], lx = s.lx[i], lower = s.mask[i] * ly, upper = s.mask[i] - lower;
+      const A ly = s.ly[i], lx = s.lx[i], hy = 1 - ly, hx = 1 - lx, mask = s.mask[i];
       Blend& b = sample[i];
       b.pixel[0] = top & left ? first : nowhere;
       b.pixel[1] = top & right ? first + C : nowhere;
       b.pixel[2] = bottom & left ? first + W * C : nowhere;
       b.pixel[3] = bottom & right ? first + (W + 1) * C : nowhere;
-      b.weight[1] = upper * lx;
-      b.weight[0] = upper - b.weight[1];
-      b.weight[3] = lower * lx;
-      b.weight[2] = lower - b.weight[3];
+      // A corner that has no weight has none under an infinite mask either.
+      const A weight[4] = {hy * hx, hy * lx, ly * hx, ly * lx};
+      for (int q = 0; q < 4; ++q) b.weight[q] = weight[q] == 0 ? A(0) : mask * weight[q];
     }
   }
 

@@ -141,7 +141,11 @@ void deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, std
   });
 }
 
+int64_t isa() { return int64_t(best_isa()); }
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchdcn, CompositeExplicitAutograd, m) { m.impl("_cpp_isa", TORCH_BOX(&isa)); }
 
 STABLE_TORCH_LIBRARY_IMPL(torchdcn, CPU, m) {
   m.impl("_deform_conv2d_cpp", TORCH_BOX(&deform_conv2d));

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchdcn.ops import available_backends, backend, deform_conv2d
+from torchdcn.ops import backend, deform_conv2d
 
 from .cases import CASES, NAMES, Case, assert_like, each_backend, each_case, gradients, ours, torchvisions
 
@@ -188,6 +188,19 @@ def test_a_nan_mask_gives_nan_where_it_is_used(name: str) -> None:
 
 
 @each_backend
+def test_an_infinite_mask_gives_what_torchvision_gives(name: str) -> None:
+    case = Case("", N=1, spread=0.0)
+    tensors = case.tensors()
+    offset, mask = tensors[1], tensors[2]
+    assert offset is not None
+    assert mask is not None
+    offset[:, :, 4:] += 0.25  # on grid lines above, between them below
+    mask[0, 4, 2, 4] = mask[0, 3, 6, 4] = math.inf
+    with backend(name):
+        torch.testing.assert_close(ours(case, tensors), torchvisions(case, tensors), equal_nan=True)
+
+
+@each_backend
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 3e38, -1e12], ids=str)
 def test_an_infinite_or_huge_offset_contributes_nothing(name: str, value: float) -> None:
     case = Case("", N=1)
@@ -254,16 +267,13 @@ def test_every_instruction_set_gives_the_reference_numbers(isa: str) -> None:
     """In a process of its own: the choice is made once, when the first kernel runs."""
     if os.environ.get("TORCHDCN_ISA"):
         pytest.skip("this is the process that was started for one instruction set")
-    chosen = "test_output_and_gradients_equal_torchvisions or lower_precision"
+    chosen = "instruction_set_is or equal_torchvisions or lower_precision"
+    here = str(Path(__file__).parent)
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, here],
         env=os.environ | {"TORCHDCN_ISA": isa},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout[-3000:]
-
-
-def test_the_kernels_are_there() -> None:
-    assert available_backends()["cpp"] == ""

@@ -93,6 +93,10 @@ def _call(**changes: object) -> Tensor:
         ({"weight": torch.zeros(8, 3, 3, 3)}, ValueError, "weight: expected .* 4 channels"),
         ({"weight": torch.zeros(7, 2, 3, 3)}, ValueError, "weight: expected"),
         ({"weight": torch.zeros(8, 4, 0, 3)}, ValueError, "weight: only the batch may be empty"),
+        ({"offset": None}, TypeError, "offset: expected a tensor, got NoneType"),
+        ({"padding": 1.0}, TypeError, "padding: expected an int or a pair of ints, got 1.0"),
+        ({"bias": torch.zeros(8).double()}, TypeError, "bias: expected weight's torch.float32, got torch.float64"),
+        ({"bias": torch.zeros(8, device="meta")}, RuntimeError, "bias: expected device cpu"),
         ({"bias": torch.zeros(3)}, ValueError, r"bias: expected shape \[8\], got \[3\]"),
         ({"stride": 0}, ValueError, r"stride: expected at least 1, got \(0, 0\)"),
         ({"padding": (0, -1)}, ValueError, r"padding: expected at least 0"),
@@ -110,3 +114,15 @@ def _call(**changes: object) -> Tensor:
 def test_a_wrong_call_is_named(changes: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         _call(**changes)
+
+
+def test_the_operators_themselves_name_a_wrong_argument_too() -> None:
+    input, offset, mask, weight = CASES[0].tensors()
+    numbers = ([1, 1], [1, 1], [1, 1], 1, 1)
+    with pytest.raises(ValueError, match=r"stride: expected an int or a pair of ints, got \(1, 1, 1\)"):
+        torch.ops.torchdcn.deform_conv2d(input, offset, mask, weight, [1, 1, 1], *numbers[1:])
+    with pytest.raises(ValueError, match="offset: expected"):
+        torch.ops.torchdcn.deform_conv2d(input, offset, mask, weight, *numbers[:4], 2)
+    grad_output = torch.zeros(2, 6, 9, 10, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"grad_output: expected shape \[2, 6, 9, 11\], got \[2, 6, 9, 10\]"):
+        torch.ops.torchdcn.deform_conv2d_backward(grad_output, input, offset, mask, weight, *numbers, [True] * 4)

@@ -1,6 +1,6 @@
 """Operators: functions of tensors, registered as ``torch.ops.torchdcn.*``."""
 
-from .backends import available_backends, backend
+from .backends import available_backends, backend, instruction_set
 from .deform_conv2d import deform_conv2d
 
-__all__ = ["available_backends", "backend", "deform_conv2d"]
+__all__ = ["available_backends", "backend", "deform_conv2d", "instruction_set"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAMES = ("reference", "cpp", "triton")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # in the order of csrc's enum
 
 library = torch.library.Library("torchdcn", "DEF")
 """Every operator of this project is registered through this object."""
+
+library.define("_cpp_isa() -> int")
 
 _forced: ContextVar[str | None] = ContextVar("torchdcn_backend", default=None)
 
@@ -25,17 +29,36 @@ _forced: ContextVar[str | None] = ContextVar("torchdcn_backend", default=None)
 @cache
 def _load_cpp() -> str:
     """Loads the C++ kernels; returns "" or why they are missing."""
+    asked = os.environ.get("TORCHDCN_ISA", INSTRUCTION_SETS[0])
+    if asked not in INSTRUCTION_SETS:
+        return f"TORCHDCN_ISA: expected one of {', '.join(INSTRUCTION_SETS)}, got {asked!r}"
     found = sorted(Path(__file__).parent.parent.glob("_C*.so"))
     if not found:
         return (
-            "the C++ extension was not built (is there a C++17 compiler?); "
-            "install g++ or clang and run `pip install --force-reinstall --no-deps torchdcn`"
+            "the C++ extension was not built (is there a C++17 compiler?); install g++ or clang, then run "
+            "`make clean setup` in the project's folder, or install the package again"
         )
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
         return f"the C++ extension {found[0]} does not load: {error}"
     return ""
+
+
+def instruction_set() -> str:
+    """What the C++ kernels run on here: the best this CPU has, or ``TORCHDCN_ISA`` if that is less.
+
+    Raises:
+        RuntimeError: There are no C++ kernels; the message says why.
+
+    Example:
+        >>> from torchdcn.ops import available_backends, instruction_set
+        >>> available_backends()["cpp"] != "" or instruction_set() in ("portable", "avx2", "avx512")
+        True
+    """
+    if reason := _load_cpp():
+        raise RuntimeError(f"no C++ kernels here: {reason}")
+    return INSTRUCTION_SETS[torch.ops.torchdcn._cpp_isa()]
 
 
 def available_backends() -> dict[str, str]:
@@ -56,6 +79,10 @@ def available_backends() -> dict[str, str]:
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Forces one implementation of every operator within a ``with`` block, in this thread.
+
+    A backward pass uses the backend of its forward, also outside the block. Not so in compiled code: ``torch.compile``
+    keeps the reference for good where it was forced while tracing, and otherwise chooses at every call, forward and
+    backward each for itself.
 
     Args:
         name: ``"reference"`` (plain PyTorch, any device), ``"cpp"`` (CPU) or ``"triton"`` (CUDA).

@@ -60,6 +60,7 @@ def deform_conv2d(
         >>> deform_conv2d(x, offset, weight, padding=1, mask=mask).shape
         torch.Size([2, 24, 32, 48])
     """
+    _check_types({"input": input, "offset": offset, "weight": weight}, {"bias": bias, "mask": mask})
     # The counts of groups are derived here and checked with everything else, by the operator.
     taps = max(1, weight.shape[2] * weight.shape[3]) if weight.dim() == 4 else 1
     groups = input.shape[1] // max(1, weight.shape[1]) if input.dim() == weight.dim() == 4 else 1
@@ -68,18 +69,24 @@ def deform_conv2d(
         input, offset, mask, weight, _pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation"),
         groups, deform_groups,
     )  # fmt: skip
-    if bias is None:
-        return output
+    return output if bias is None else output + _checked_bias(bias, input, weight).to(output.dtype)
+
+
+def _checked_bias(bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:  # [1, Co, 1, 1]
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected shape [{weight.shape[0]}], got {list(bias.shape)}")
-    return output + bias.to(output.dtype).reshape(1, -1, 1, 1)
+    if bias.device != input.device:
+        raise RuntimeError(f"bias: expected device {input.device} as input's, got {bias.device}")
+    if bias.dtype not in (input.dtype, weight.dtype):  # under autocast the two may differ
+        raise TypeError(f"bias: expected weight's {weight.dtype}, got {bias.dtype}")
+    return bias.reshape(1, -1, 1, 1)
 
 
 def _pair(value: int | Sequence[int], name: str) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}: expected an int or a pair of ints, got {value!r}")
-    return pair
+    pair = [value, value] if isinstance(value, (int, torch.SymInt)) else value
+    if not isinstance(pair, (tuple, list)) or not all(isinstance(n, (int, torch.SymInt)) for n in pair):
+        raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
+    return list(pair)
 
 
 # Checks: everything a kernel relies on, once, before any of them runs.
@@ -136,6 +143,12 @@ def _check(
     return N, Co, Ho, Wo
 
 
+def _check_types(tensors: dict[str, Any], optional: dict[str, Any]) -> None:
+    for name, tensor in (tensors | {n: t for n, t in optional.items() if t is not None}).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
 def _check_dtypes(tensors: dict[str, Tensor]) -> None:
     dtype = tensors["input"].dtype
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -151,6 +164,8 @@ def _check_dtypes(tensors: dict[str, Tensor]) -> None:
 
 def _check_numbers(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if len(pair) != 2:
+            raise ValueError(f"{name}: expected an int or a pair of ints, got {tuple(pair)}")
         if min(pair) < least:
             raise ValueError(f"{name}: expected at least {least}, got {tuple(pair)}")
 
@@ -197,6 +212,8 @@ def _check_backward(grad_output: Tensor, arguments: Sequence[Any]) -> None:
     shape = _check(*arguments)
     if tuple(grad_output.shape) != shape:
         raise ValueError(f"grad_output: expected shape {list(shape)}, got {list(grad_output.shape)}")
+    if grad_output.device != arguments[0].device:
+        raise RuntimeError(f"grad_output: expected device {arguments[0].device} as input's, got {grad_output.device}")
     if grad_output.dtype != arguments[0].dtype:
         raise TypeError(f"grad_output: expected input's {arguments[0].dtype}, got {grad_output.dtype}")
 
