@@ -22,9 +22,8 @@ def main() -> None:
     found = sorted((RUN / "detections").glob("*.png"))[:4]
     sampled = sorted(RUN.glob("sampling-*.png"))[:2]
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in (*found, *sampled)]
-    grid = Image.fromarray(detections_grid(pictures, columns=3, width=1200))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    grid.quantize(256, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    Image.fromarray(detections_grid(pictures, columns=3, width=1200)).save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":
