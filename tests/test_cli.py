@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from torchdcn.cli import main
+from torchdcn.cli.detect import output_names
 from torchdcn.data import make_synthetic
 from torchdcn.models import create_model, list_models
 from torchdcn.models.weights import save_weights
@@ -179,6 +181,36 @@ def test_a_broken_annotation_file_is_named(run, scenes, tmp_path, damage, patter
     assert not (tmp_path / "run").exists()
 
 
+def without_masks(content):
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+
+
+def with_another_id(content):
+    content["categories"][0]["id"] = 70
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 70 if annotation["category_id"] == 1 else annotation["category_id"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        (without_masks, r"instances_val\.json: .*annotation 1 has no \"segmentation\""),
+        (with_another_id, r"instances_val\.json: the class 'fish' \(id 70\) is there with the id 1 in the training"),
+        (lambda content: content["categories"][0].update(name="eel"), r"the class 'eel' \(id 1\) is not there"),
+    ],
+    ids=["masks", "ids", "names"],
+)
+def test_a_val_that_does_not_fit_is_refused_before_training(run, scenes, tmp_path, damage, pattern):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    damage(content)
+    file.write_text(json.dumps(content))
+    fails(run(*train_flags(data, tmp_path / "run"), *SET), 1, pattern)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unreadable_training_image_is_named(run, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "data")
     (data / "train" / "000002.jpg").write_bytes(b"\xff\xd8broken")
@@ -210,6 +242,32 @@ def test_weights_that_do_not_fit_are_refused(run, weights, picture, scenes):
     text = picture.with_name("text.safetensors")
     text.write_text("text")
     fails(run("eval", "--data", scenes, "--model", MODEL, "--weights", text), 1, "text.safetensors")
+
+
+def test_detect_never_overwrites_a_picture_it_was_given(run, weights, picture):
+    before = picture.read_bytes()
+    flags = ["--model", MODEL, "--weights", weights]
+    fails(run("detect", picture, *flags, "--out", picture.parent), 1, "out: would overwrite .*scene7.png; choose")
+    fails(run("detect", picture, *flags, "--json", picture), 1, "json: would overwrite .*scene7.png; choose")
+    shutil.copy(picture, picture.with_suffix(".bmp"))
+    outcome = run("detect", picture.with_suffix(".bmp"), *flags, "--out", picture.parent)
+    fails(outcome, 1, "out: would overwrite .*scene7.png; choose")
+    assert picture.read_bytes() == before
+
+
+def test_detect_refuses_a_json_that_is_a_folder_before_it_detects(run, weights, picture, tmp_path):
+    outcome = run("detect", picture, "--model", MODEL, "--weights", weights, "--json", tmp_path)
+    fails(outcome, 1, f"json: {tmp_path} is a folder, expected a file")
+    assert outcome[1] == ""
+    (tmp_path / "file").write_text("")
+    outcome = run("detect", picture, "--model", MODEL, "--weights", weights, "--json", tmp_path / "file" / "r.json")
+    fails(outcome, 1, "json: .*file is a file, expected a folder")
+
+
+def test_pictures_of_one_name_get_files_of_their_own():
+    names = output_names([Path(name) for name in ("a.jpg", "b/a.jpg", "b/a-2.jpg", "c/A.png")])
+    assert names[:2] == ["a.png", "a-2.png"]
+    assert len({name.casefold() for name in names}) == 4
 
 
 def test_verbose_shows_the_traceback(tmp_path):

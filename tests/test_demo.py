@@ -55,6 +55,17 @@ def test_the_demo_says_what_to_do_next(demo):
     assert "torchdcn train --data my/coco --model mask_rcnn_r18_fpn_mdconv_c3-c5" in printed
 
 
+@pytest.mark.parametrize("config", [None, "{}", '{"data": "my/coco", "model": "mask_rcnn_r18_fpn", "out": "o"}'])
+def test_a_training_folder_of_somebody_else_is_not_touched(tmp_path, config):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "mine.txt").write_text("mine")
+    if config:
+        (tmp_path / "training" / "config.json").write_text(config)
+    with pytest.raises(FileExistsError, match=r"training: is there already and not from a demo"):
+        run_demo(tmp_path, Console(file=io.StringIO()), device="cpu", settings=TINY)
+    assert (tmp_path / "training" / "mine.txt").read_text() == "mine"
+
+
 def test_a_folder_of_somebody_elses_scenes_is_not_touched(tmp_path):
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes" / "mine.txt").write_text("mine")

@@ -87,13 +87,13 @@ def run_demo(
     began, out, settings = time.monotonic(), Path(out), settings or DemoSettings()
     choose_device(device)
     make_folder(out, "out")
+    _clear_training(out / "training")
     scenes = _scenes(out / "scenes", settings, console)
     config = TrainConfig(
         data=str(scenes), model=MODEL, out=str(out / "training"), epochs=settings.epochs,
         batch_size=settings.batch_size, min_size=settings.size, max_size=settings.size, lr=settings.lr,
         seed=settings.seed, device=device, overrides=settings.overrides,
     )  # fmt: skip
-    shutil.rmtree(config.out, ignore_errors=True)
     trained = time.monotonic()
     train(config, console=console)
     trained = time.monotonic() - trained
@@ -141,6 +141,20 @@ def _scenes(folder: Path, settings: DemoSettings, console: Console) -> Path:
         make_synthetic(folder, **wanted, progress=progress)
     console.print(f"Drew {settings.train} scenes to train on and {settings.val} to evaluate on, into {folder}")
     return folder
+
+
+def _clear_training(folder: Path) -> None:
+    """Deletes an earlier demo's run, and nothing else that may be called so."""
+    if not folder.exists():
+        return
+    try:
+        earlier = TrainConfig.load(folder / "config.json")
+        ours = earlier.model == MODEL and Path(earlier.data).name == "scenes"
+    except (OSError, ValueError, TypeError):
+        ours = folder.is_dir() and not any(folder.iterdir())
+    if not ours:
+        raise FileExistsError(f"{folder}: is there already and not from a demo; choose another --out")
+    shutil.rmtree(folder)
 
 
 def _draw_detections(out: Path, found: list[tuple[Path, Detections]]) -> list[Gallery]:

@@ -63,6 +63,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ({"segmentation": {"size": [8, 12]}}, "expected the counts of an RLE as a string or integers"),
         ({"segmentation": {"size": [8, 12], "counts": [5, -1, 92]}}, "expected the counts of an RLE"),
         ({"segmentation": {"size": [8, 12], "counts": [5, 6]}}, "its RLE covers 11 pixels, its image has 96"),
+        ({"segmentation": {"size": [8, 12], "counts": "zzzzz~~~~"}}, "annotation 1: segmentation: its RLE is damaged"),
+        ({"segmentation": {"size": [8, 12], "counts": "R2"}}, "its RLE covers 66 pixels, its image has 96"),
     ],
 )
 def test_each_fault_is_named_with_the_annotations_id(folder: Folder, change: dict[str, Any], message: str) -> None:
@@ -102,3 +104,8 @@ def test_all_faults_come_not_only_the_first(folder: Folder) -> None:
     folder.add(image_id=1)
     folder.add(category_id=1)
     assert len(list(faults(folder.content))) == 2
+
+
+def test_a_category_name_that_is_there_twice_is_a_fault(folder: Folder) -> None:
+    folder.content["categories"].append({"id": 9, "name": "eel"})
+    assert list(faults(folder.content)) == ["categories: the name 'eel' is there 2 times (ids 3, 9)"]

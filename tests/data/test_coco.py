@@ -144,11 +144,10 @@ def test_an_unreadable_image_is_named_in_one_line(folder: Folder) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_mask_that_does_not_decode_is_named(folder: Folder) -> None:
+def test_a_mask_that_does_not_decode_is_named_at_open(folder: Folder) -> None:
     folder.add({"size": [8, 12], "counts": "ooooo"})
-    data = CocoDetection(folder.write())
-    with pytest.raises(ValueError, match=r"instances_train\.json: annotation 1: its mask can't be decoded"):
-        data[0]
+    with pytest.raises(ValueError, match=r"instances_train\.json: annotation 1: segmentation: its RLE is damaged"):
+        CocoDetection(folder.write())
 
 
 def test_it_travels_to_workers(folder: Folder) -> None:

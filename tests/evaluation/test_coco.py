@@ -195,6 +195,12 @@ def test_polygons_plain_run_lengths_and_missing_areas_are_understood() -> None:
         ({"category_id": 0}, "category_id"),
         ({"bbox": [0, 0, 1]}, "bbox"),
         ({"segmentation": {"size": [3, 3], "counts": "09"}}, "size"),
+        ({"score": None}, "entry 0 has the score None"),
+        ({"bbox": None}, "entry 0 has the bbox None"),
+        ({"segmentation": {"size": [SIZE, SIZE], "counts": "zzzzz~~~~"}}, "entry 0: .* damaged"),
+        ({"segmentation": {"size": [SIZE, SIZE], "counts": "R2"}}, "entry 0: .* covers 66 pixels"),
+        ({"segmentation": {"size": [SIZE, SIZE], "counts": [5, 5]}}, "entry 0: .* covers 10 pixels"),
+        ({"segmentation": {"counts": "R2"}}, "entry 0: .* of size"),
     ],
 )
 def test_results_that_do_not_belong_raise_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -202,6 +208,14 @@ def test_results_that_do_not_belong_raise_in_one_line(change: dict[str, Any], me
     with pytest.raises(ValueError, match=message) as error:
         evaluate_coco(truth, [{**results[0], **change}])
     assert "\n" not in str(error.value)
+
+
+def test_ground_truth_with_a_truncated_mask_is_named() -> None:
+    truth, results = make_case(18)
+    mask = truth["annotations"][2]["segmentation"]
+    mask["counts"] = mask["counts"][:-3]
+    with pytest.raises(ValueError, match=r"annotation 3: segmentation: its RLE"):
+        evaluate_coco(truth, results, ["segm"])
 
 
 def test_results_that_are_not_dicts_are_named() -> None:
@@ -298,6 +312,54 @@ def test_classes_are_matched_by_name_else_by_position_else_refused() -> None:
     assert [r["category_id"] for r in evaluate_detector(detector(("class 0",), 0), dataset)[1]] == [1, 1]
     with pytest.raises(ValueError, match="classes"):
         evaluate_detector(detector(("cat", "dog"), 0), dataset)
+
+
+class Folder:
+    """A data set of two classes of one name."""
+
+    def __init__(self, root: Path, masks: bool) -> None:
+        self.annotation_file, self.image_ids = root / "instances_val.json", [1]
+        self.class_names, self.category_ids = ("thing", "thing"), (4, 9)
+        box = {"image_id": 1, "bbox": [2.0, 2.0, 8.0, 8.0], "area": 64.0, "iscrowd": 0}
+        box |= {"segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]]} if masks else {}
+        content = {
+            "images": [{"id": 1, "height": 20, "width": 20}],
+            "categories": [{"id": 4, "name": "thing"}, {"id": 9, "name": "thing"}],
+            "annotations": [{**box, "id": 1, "category_id": 4}],
+        }
+        self.annotation_file.write_text(json.dumps(content))
+        self.path = root / "1.png"
+
+    def image_path(self, index: int) -> Path:
+        assert index == 0
+        from PIL import Image
+
+        Image.new("RGB", (20, 20)).save(self.path)
+        return self.path
+
+
+def test_classes_of_one_name_are_matched_by_position(tmp_path: Path) -> None:
+    def detect(image: np.ndarray) -> Detections:
+        box = np.array([[2.0, 2.0, 10.0, 10.0]])
+        return Detections(box, np.ones(1), np.zeros(1, int), None, ("thing", "thing"), image.shape[:2])
+
+    metrics, results = evaluate_detector(detect, Folder(tmp_path, masks=False))
+    assert [result["category_id"] for result in results] == [4]
+    assert metrics["bbox"]["AP"] == 1
+
+
+def test_a_detector_that_does_not_fit_is_refused_before_the_first_image(tmp_path: Path) -> None:
+    class Blind:
+        class_names = ("thing", "thing")
+
+        def __call__(self, image: np.ndarray) -> Detections:
+            raise AssertionError(f"ran on {image.shape}")
+
+    with pytest.raises(ValueError, match=r'instances_val\.json: .*annotation 1 has no "segmentation"'):
+        evaluate_detector(Blind(), Folder(tmp_path, masks=False), iou_types=("segm",))
+    Blind.class_names = ("cat", "dog", "eel")
+    with pytest.raises(ValueError, match="are not the detector's"):
+        evaluate_detector(Blind(), Folder(tmp_path, masks=True))
 
 
 def test_the_table_shows_percent_and_a_dash_where_nothing_was_measured() -> None:

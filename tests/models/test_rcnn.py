@@ -207,6 +207,17 @@ def test_channels_last_float64_and_bfloat16_work(detector: RCNN, target: Any):
         ({"labels": torch.tensor([-1])}, r"targets\[0\]: labels: expected ints"),
         ({"masks": torch.zeros(1, 10, 10)}, r"targets\[0\]: masks: expected shape \[1, 64, 80\]"),
         ({"masks": None}, r"targets\[0\]: masks missing"),
+        (
+            {"boxes": torch.tensor([[0, 0, float("inf"), 3]])},
+            r"targets\[0\]: boxes: .* all finite, got \[0.0, 0.0, inf",
+        ),
+        ({"boxes": torch.tensor([[-float("inf"), 0, 3, 3]])}, r"targets\[0\]: boxes: .* all finite"),
+        ({"boxes": torch.tensor([[float("nan"), 0, 3, 3]])}, r"targets\[0\]: boxes: .* all finite"),
+        ({"boxes": "left"}, r"targets\[0\]: boxes: expected a tensor, got a str"),
+        ({"labels": torch.tensor(1)}, r"targets\[0\]: labels: expected shape \[n\], got \[\]"),
+        ({"labels": torch.tensor([[1]])}, r"targets\[0\]: labels: expected shape \[n\], got \[1, 1\]"),
+        ({"labels": torch.tensor([True])}, r"targets\[0\]: labels: expected ints"),
+        ({"iscrowd": torch.tensor([0, 1])}, r"targets\[0\]: iscrowd: expected shape \[1\], got \[2\]"),
     ],
 )
 def test_a_bad_target_is_named(change: dict[str, Any], message: str, target: Any):
@@ -226,6 +237,17 @@ def test_bad_images_and_missing_targets_are_named(detector: RCNN):
         detector([])
     with pytest.raises(ValueError, match="targets: training needs one for each of 1 images, got none"):
         small()(images((64, 80)))
+    with pytest.raises(ValueError, match="targets: training needs one for each of 1 images, got dict"):
+        small()(images((64, 80)), {"boxes": []})
+    with pytest.raises(TypeError, match=r"targets\[0\]: expected a dict with boxes, labels, masks, got int"):
+        small()(images((64, 80)), [3])
+
+
+def test_an_image_of_another_dtype_than_the_model_is_named(detector: RCNN):
+    with pytest.raises(
+        TypeError, match=r"images\[1\]: expected torch\.float32, which the model has, got torch\.float64"
+    ):
+        detector([torch.rand(3, 8, 8), torch.rand(3, 8, 8).double()])
 
 
 def test_tiny_images_work(detector: RCNN):

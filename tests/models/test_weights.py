@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,67 @@ def test_broken_missing_and_foreign_files_are_one_clear_line(tmp_path: Path, sav
         with pytest.raises(ValueError, match=rf"{path.name}: ") as error:
             create_model(NAME, weights=path)
         assert "\n" not in str(error.value)
+
+
+def test_files_of_another_kind_than_their_name_says_are_refused_in_our_own_words(tmp_path: Path, saved: Any):
+    renamed, text, junk = (tmp_path / name for name in ("renamed.pth", "text.json", "junk.safetensors"))
+    renamed.write_bytes(saved[1].read_bytes())
+    text.write_text('{"images": []}')
+    junk.write_bytes(b"junk")
+    pickled, damaged = tmp_path / "pickled.pth", tmp_path / "damaged.pth"
+    torch.save({"meta": Path()}, pickled)
+    damaged.write_bytes(b"\x80\x02junk")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "torch.safetensors")
+    for path, message in (
+        (renamed, "safetensors file under another name"),
+        (text, "not a weights file of torch or safetensors"),
+        (junk, "not a weights file of safetensors"),
+        (pickled, "other Python objects than tensors"),
+        (damaged, "damaged, or not a weights file of torch"),
+        (tmp_path / "torch.safetensors", r"should end in \.pth"),
+    ):
+        with pytest.raises(ValueError, match=rf"{path.name}: .*{message}") as error:
+            create_model(NAME, weights=path)
+        assert "\n" not in str(error.value)
+        assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["cat"]}, "class_names: expected 2 entries of type str or none at all, got 1"),
+        ({"class_names": "ab"}, "class_names: .* got 'ab'"),
+        ({"class_names": ["cat", 3]}, "class_names: .* got 3 among them"),
+        ({"category_ids": [1, 2, 3]}, "category_ids: expected 2 entries of type int or none at all, got 3"),
+        ({"category_ids": [1, "2"]}, "category_ids: .* got '2' among them"),
+        ({"settings": [1]}, r"settings: expected a mapping, got \[1\]"),
+        ({"num_classes": 2.5}, "num_classes: expected a positive int, got 2.5"),
+        ({"num_classes": 3, "class_names": None, "category_ids": None}, "has 3 classes, but its layers are for 2"),
+        ({"model": 7}, "model: expected a name, got 7"),
+        ({"more": 7}, "more"),
+    ],
+)
+def test_metadata_is_not_taken_on_trust(change: dict[str, Any], message: str, saved: Any, tmp_path: Path):
+    entries = asdict(read_info(saved[1])) | change
+    path = tmp_path / "odd.safetensors"
+    save_file(read_state_dict(saved[1]), path, metadata={"torchdcn": json.dumps(entries)})
+    with pytest.raises(ValueError, match=rf"odd\.safetensors.*{message}"):
+        create_model(NAME, weights=path)
+
+
+def test_class_names_that_could_not_be_read_again_are_not_written(tmp_path: Path):
+    model = small("faster_rcnn_r18_fpn")
+    model.class_names = ("cat",)
+    with pytest.raises(ValueError, match="class_names: expected 2 entries"):
+        save_weights(model, tmp_path / "model.safetensors")
+
+
+def test_weights_of_a_backbone_that_cannot_be_used_name_their_argument(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError, match=r"^weights_backbone: there is no file 'nope'"):
+        create_model("faster_rcnn_r18_fpn", weights_backbone="nope")
+    monkeypatch.setattr("torchdcn.models.backbone._imagenet", lambda _: pytest.fail("downloads"))
+    with pytest.raises(ValueError, match=r"weights_backbone: imagenet .* batch normalisation"):
+        create_model("faster_rcnn_r18_fpn", weights_backbone="imagenet", norm="gn")
 
 
 def test_a_file_of_other_software_has_no_info(tmp_path: Path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from torchdcn.data import open_dataset
 from torchdcn.models import create_model
-from torchdcn.training import Interrupted, TrainConfig, read_record, train
+from torchdcn.training import Interrupted, TrainConfig, lr_factor, read_record, train
 from torchdcn.training.batches import epoch_plan
 from torchdcn.training.record import Record
 
@@ -115,6 +115,59 @@ def test_resuming_with_other_settings_is_refused(config):
     train(config, console=quiet())
     with pytest.raises(ValueError, match=r"^batch_size: .* was trained with 2, got 3"):
         train(replace(config, batch_size=3), resume=True, console=quiet())
+
+
+def test_resuming_with_another_recipe_is_refused(config):
+    train(config, console=quiet())
+    changes = {"lr": 1e-3, "offset_lr": 1.0, "weight_decay": 0.0, "flip": 0.0, "lr_drops": (0.5,), "clip": 1.0}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=rf"^{name}: .* was trained with"):
+            train(replace(config, **{name: value}), resume=True, console=quiet())
+
+
+def test_resuming_with_more_epochs_learns_at_the_longer_runs_rate(config):
+    train(config, console=quiet())
+    longer = replace(config, epochs=2)
+    train(longer, resume=True, console=quiet())
+    lines = read_record(f"{config.out}/metrics.jsonl")
+    assert lines[2]["lr"] == config.lr / 10
+    assert [line["lr"] for line in lines[3:]] == [config.lr * lr_factor(step, 6, longer) for step in (3, 4, 5)]
+    assert lines[3]["lr"] == config.lr
+
+
+def test_a_run_that_comes_to_nothing_puts_the_earlier_one_back(config, tmp_path, scenes):
+    train(config, console=quiet())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    data = shutil.copytree(scenes, tmp_path / "data")
+    (data / "train" / "000003.jpg").write_bytes(b"not a picture")
+    with pytest.raises(OSError, match=r"000003\.jpg"):
+        train(replace(config, data=str(data)), console=quiet())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_many_processes_are_refused(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"many processes is not supported yet, got 4"):
+        train(config, console=quiet())
+
+
+def test_the_first_line_is_not_folded(config):
+    console = Console(file=io.StringIO(), width=40)
+    train(config, console=console)
+    assert console.file.getvalue().splitlines()[0].endswith(config.out)
+
+
+def test_an_evaluation_is_checked_before_the_first_step(config, tmp_path):
+    class Evaluate:
+        def check(self, model):
+            raise ValueError(f"val: not for {model.class_names}")
+
+        def __call__(self, model):
+            raise AssertionError(model)
+
+    with pytest.raises(ValueError, match="val: not for"):
+        train(config, Evaluate(), console=quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_keeps_the_first(config, tmp_path):

@@ -35,8 +35,8 @@ def detect(
         typer.Option("--json", help="File for the detections as COCO results; image_id is the number that a picture's "
                      "name ends with if all have one of their own, else its place among the pictures, from 1."),
     ] = None,
-    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections must score at least this.")] = 0.05,
-    draw_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections are drawn from this score on.")] = 0.5,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections must score more than this.")] = 0.05,
+    draw_threshold: Annotated[float, typer.Option(min=0, max=1, help="Drawn is what scores more than this.")] = 0.5,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
 ) -> None:  # fmt: skip
@@ -45,10 +45,13 @@ def detect(
     from ..images import load_image
     from ..models import create_model
     from ..training.device import choose_device
-    from ..training.files import make_folder
+    from ..training.files import check_file, make_folder
     from ..training.progress import counter
 
     paths = _pictures(images)
+    names = output_names(paths)
+    _refuse_to_overwrite(paths, [] if out is None else [out / name for name in names], "out", "choose another folder")
+    _refuse_to_overwrite(paths, [] if json_ is None else [json_], "json", "choose another name")
     for path in paths:  # all of them first: a fault in the last picture should not leave the work of the others
         load_image(path)
     overrides: dict[str, Any] = {"box_score_thresh": score_threshold}
@@ -59,7 +62,9 @@ def detect(
     detector = Detector(network, device=choose_device(device), score_threshold=score_threshold)
     if out is not None:
         make_folder(out, "out")
-    ids, names = image_ids(paths), output_names(paths)
+    if json_ is not None:
+        check_file(json_, "json")
+    ids = image_ids(paths)
     results: list[dict[str, Any]] = []
     screen = console()
     with counter("detecting", screen) as progress:
@@ -106,17 +111,31 @@ def image_ids(paths: list[Path]) -> list[int]:
 
 def output_names(paths: list[Path]) -> list[str]:
     """A file name for each picture; pictures of one name from several folders are numbered."""
-    seen: Counter[str] = Counter()
+    taken: set[str] = set()
     names = []
     for path in paths:
-        seen[path.stem] += 1
-        names.append(path.stem + (f"-{seen[path.stem]}" if seen[path.stem] > 1 else "") + ".png")
+        name, count = path.stem, 1
+        while name.casefold() in taken:  # some file systems hold A.png and a.png for one
+            count += 1
+            name = f"{path.stem}-{count}"
+        taken.add(name.casefold())
+        names.append(f"{name}.png")
     return names
+
+
+def _refuse_to_overwrite(paths: list[Path], written: list[Path], argument: str, instead: str) -> None:
+    given = {path.resolve() for path in paths}
+    folders = {path.parent for path in given}
+    for path in written:
+        place = path.resolve()
+        # A picture beside those given is the user's own too, even if it was not given.
+        if place in given or (place.suffix.lower() in SUFFIXES and place.parent in folders and place.exists()):
+            raise FileExistsError(f"{argument}: would overwrite {path}; {instead}")
 
 
 def summary(found: Detections, threshold: float) -> str:
     """What was found, in words: "5 objects (3 cat, 2 dog)"."""
-    counts = Counter(found.class_names[label] for label in found.labels[found.scores >= threshold])
+    counts = Counter(found.class_names[label] for label in found.above(threshold).labels)
     total = sum(counts.values())
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     return f"{total} object{'' if total == 1 else 's'}" + (f" ({kinds})" if kinds else "")

@@ -35,12 +35,13 @@ def evaluate(
     from ..training.files import make_folder
     from ..training.progress import counter
 
-    dataset = open_dataset(data, split, masks=False)  # the evaluator reads them itself
+    screen = console()
+    with counter("drawing scenes", screen) as progress:  # in case it is the embedded data set, for the first time
+        dataset = open_dataset(data, split, masks=False, progress=progress)  # the evaluator reads masks itself
     overrides: dict[str, Any] = {} if min_size is None else {"min_size": min_size}
     detector = Detector(create_model(model, weights=weights, **overrides), device=choose_device(device))
     if out is not None:
         make_folder(out, "out")
-    screen = console()
     with counter(f"evaluating on {split}", screen) as progress:
         metrics, results = evaluate_detector(detector, dataset, progress)
     by_class = None

@@ -13,7 +13,7 @@ from ..training.config import TrainConfig
 from .app import bad_usage, console, verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from rich.console import Console
     from torch import nn
@@ -39,7 +39,7 @@ def _train(*, resume: bool, set_: list[str], **flags: Any) -> None:
     except ValueError as error:
         bad_usage(f"--{str(error).replace('_', '-', str(error).split(':')[0].count('_'))}")
     out = console()
-    train(config, evaluator(config.data, "val", out), resume=resume, console=out)
+    train(config, Evaluator(config.data, "val", out), resume=resume, console=out)
 
 
 def _config(flags: Mapping[str, Any], settings: list[str]) -> TrainConfig:
@@ -59,23 +59,49 @@ def _config(flags: Mapping[str, Any], settings: list[str]) -> TrainConfig:
     return TrainConfig(**{**flags, "lr_drops": drops}, overrides=overrides)
 
 
-def evaluator(data: str, split: str, out: Console) -> Callable[[nn.Module], dict[str, dict[str, float]]]:
-    """A function that evaluates a model on a split, with a progress bar and a table."""
-    from ..data import open_dataset
-    from ..detector import Detector
-    from ..evaluation import evaluate_detector, metrics_table
-    from ..training.progress import counter
+class Evaluator:
+    """Evaluates a model on a split, with a progress bar and a table.
 
-    with counter("drawing scenes", out) as progress:  # now, so that a fault in the data doesn't end a run of hours
-        dataset = open_dataset(data, split, masks=False, progress=progress)
+    The annotations are read now and held against the model before training (``check``), so that a fault in them doesn't
+    end a run of hours. The images are read only when they are evaluated.
+    """
 
-    def evaluate(model: nn.Module) -> dict[str, dict[str, float]]:
-        with counter(f"evaluating on {split}", out) as progress:
-            metrics, _ = evaluate_detector(Detector(model), dataset, progress)
-        out.print(metrics_table(metrics))
+    def __init__(self, data: str, split: str, out: Console) -> None:
+        from ..data import open_dataset
+        from ..training.progress import counter
+
+        self.split, self.out = split, out
+        with counter("drawing scenes", out) as progress:
+            self.dataset = open_dataset(data, split, masks=False, progress=progress)
+
+    def check(self, model: Any) -> None:
+        """Compares the split with a model that has the training data's classes.
+
+        Raises:
+            ValueError: Its classes are not the model's, or it has no masks to judge the model's by.
+        """
+        from ..evaluation import check_fit
+
+        dataset, known = self.dataset, dict(zip(model.class_names, model.category_ids, strict=True))
+        for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
+            if known.get(name) != category_id:
+                trained = f"there with the id {known[name]}" if name in known else "not there"
+                raise ValueError(
+                    f"{dataset.annotation_file}: the class {name!r} (id {category_id}) is {trained} in the training"
+                    " data; give all splits the same categories"
+                )
+        check_fit(None, model.settings.masks, dataset)
+
+    def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """The figures, which it prints too."""
+        from ..detector import Detector
+        from ..evaluation import evaluate_detector, metrics_table
+        from ..training.progress import counter
+
+        with counter(f"evaluating on {self.split}", self.out) as progress:
+            metrics, _ = evaluate_detector(Detector(model), self.dataset, progress)
+        self.out.print(metrics_table(metrics))
         return metrics
-
-    return evaluate
 
 
 def _parameters() -> list[inspect.Parameter]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
+
+from .rle import rle_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +75,11 @@ def faults(content: Any) -> Iterator[str]:
             yield f"image {image['id']!r}: expected width and height as integers above 0, got {size}"
     if not content["categories"]:
         yield "the list categories is empty"
+    names = Counter(str(category["name"]) for category in content["categories"])
+    for name, count in names.items():
+        if count > 1:  # a class is known by its name from here on
+            ids = [category["id"] for category in content["categories"] if str(category["name"]) == name]
+            yield f"categories: the name {name!r} is there {count} times (ids {', '.join(map(str, ids))})"
     yield from _annotation_faults(content)
 
 
@@ -118,7 +126,7 @@ def _annotation_faults(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _segmentation_fault(segmentation: Any, height: Any, width: Any) -> str:
-    """Says what is wrong with a segmentation, or "". What a compressed RLE holds shows when it is decoded."""
+    """Says what is wrong with a segmentation, or ""."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
@@ -127,16 +135,8 @@ def _segmentation_fault(segmentation: Any, height: Any, width: Any) -> str:
         return ""
     if not isinstance(segmentation, dict):
         return f"segmentation: expected a list of polygons or an RLE, got {_short(segmentation)}"
-    counts, size = segmentation.get("counts"), segmentation.get("size")
-    if size != [height, width]:
-        return f"segmentation: expected an RLE of size [{height}, {width}] as its image, got {_short(size)}"
-    if isinstance(counts, str):
-        return ""
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        return f"segmentation: expected the counts of an RLE as a string or integers, got {_short(counts)}"
-    if sum(counts) != height * width:
-        return f"segmentation: its RLE covers {sum(counts)} pixels, its image has {height * width}"
-    return ""
+    fault = rle_fault(segmentation, height, width)
+    return f"segmentation: {fault}" if fault else ""
 
 
 def _are_numbers(values: Any) -> bool:

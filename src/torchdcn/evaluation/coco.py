@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 
-from ..data.images import read_image
+from ..data.rle import rle_fault
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rich.table import Table
-
-    from ..detections import Detections
 
 IouType = Literal["bbox", "segm"]
 GroundTruth = str | os.PathLike[str] | Mapping[str, Any]
@@ -93,12 +91,13 @@ def evaluate(
     """As :func:`evaluate_coco`, with figures by class and precision over recall."""
     if isinstance(iou_types, str) or not iou_types or not set(iou_types) <= {"bbox", "segm"}:
         raise ValueError(f'iou_types: expected "bbox", "segm" or both in a list, got {iou_types!r}')
-    truth = _read_ground_truth(ground_truth_json)
+    truth = read_ground_truth(ground_truth_json)
     _check_results(results, truth)
     return {iou_type: _evaluate_one(truth, results, iou_type) for iou_type in iou_types}
 
 
-def _read_ground_truth(source: GroundTruth) -> Mapping[str, Any]:
+def read_ground_truth(source: GroundTruth) -> Mapping[str, Any]:
+    """The content of an ``instances_*.json``, checked as far as every figure needs it."""
     if isinstance(source, Mapping):
         name, truth = "the mapping given", source
     else:
@@ -134,7 +133,17 @@ def _check_ground_truth(truth: Mapping[str, Any], name: str) -> None:
 
 
 def _is_box(box: Any) -> bool:
-    return len(box) == 4 and all(math.isfinite(value) for value in box)
+    try:
+        return len(box) == 4 and all(math.isfinite(value) for value in box)
+    except TypeError:  # None, or no numbers
+        return False
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
 
 
 def _check_results(results: Sequence[Result], truth: Mapping[str, Any]) -> None:
@@ -146,7 +155,7 @@ def _check_results(results: Sequence[Result], truth: Mapping[str, Any]) -> None:
         _need(result, ["image_id", "category_id", "score"], where)
         if int(result["image_id"]) not in image_ids:
             raise ValueError(f"{where} has the image_id {result['image_id']}, which the ground truth has not")
-        if not math.isfinite(result["score"]):
+        if not _is_finite(result["score"]):
             raise ValueError(f"{where} has the score {result['score']}, expected a finite number")
         if "bbox" in result and not _is_box(result["bbox"]):
             raise ValueError(f"{where} has the bbox {result['bbox']}, expected finite x, y, width, height")
@@ -159,7 +168,7 @@ def _check_results(results: Sequence[Result], truth: Mapping[str, Any]) -> None:
 
 
 def _evaluate_one(truth: Mapping[str, Any], results: Sequence[Result], iou_type: IouType) -> Evaluation:
-    ground_truth = COCO(_ground_truth_for(truth, iou_type))
+    ground_truth = COCO(ground_truth_for(truth, iou_type))
     images = ground_truth.imgs
     found = ground_truth.loadRes([_result_for(r, i, iou_type, images) for i, r in enumerate(results)])
     run = COCOeval_faster(ground_truth, found, iouType=iou_type, print_function=_say_nothing, extra_calc=False)
@@ -197,9 +206,9 @@ def _count_objects(truth: Mapping[str, Any]) -> dict[int, int]:
     return counts
 
 
-def _ground_truth_for(truth: Mapping[str, Any], iou_type: IouType) -> dict[str, Any]:
+def ground_truth_for(truth: Mapping[str, Any], iou_type: IouType) -> dict[str, Any]:
     """A copy that the evaluator may write to, its annotations numbered from 1: 0 would mean "no match"."""
-    images = _images(truth)
+    images = images_by_id(truth)
     needed = "bbox" if iou_type == "bbox" else "segmentation"
     annotations = []
     for index, given in enumerate(truth["annotations"]):
@@ -240,15 +249,18 @@ def _result_for(result: Result, index: int, iou_type: IouType, images: dict[int,
     raise ValueError(f'{where} has neither "bbox" nor "segmentation"')
 
 
-def _images(truth: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+def images_by_id(truth: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Copies of the images' entries by their ids."""
     return {int(image["id"]): {**image, "id": int(image["id"])} for image in truth["images"]}
 
 
 def _to_rle(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Polygons or run lengths, plain or compressed, to compressed run lengths of the image's size."""
     height, width = int(image["height"]), int(image["width"])
-    if isinstance(segmentation, Mapping) and [int(side) for side in segmentation["size"]] != [height, width]:
-        raise ValueError(f"{where} has a mask of size {segmentation['size']}, its image is {[height, width]}")
+    if isinstance(segmentation, Mapping):
+        fault = rle_fault(segmentation, height, width)  # the decoder would go on for ever where one is damaged
+        if fault:
+            raise ValueError(f"{where}: segmentation: {fault}")
     try:
         rle: dict[str, Any] = coco_mask.segmToRle(segmentation, width, height)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -260,79 +272,6 @@ def _area(annotation: Mapping[str, Any], image: Mapping[str, Any], where: str) -
     if "segmentation" in annotation:
         return float(coco_mask.area(_to_rle(annotation["segmentation"], image, where)))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
-
-
-class CocoFolder(Protocol):
-    """What :func:`evaluate_detector` needs of a data set; :class:`torchdcn.data.CocoDetection` has it."""
-
-    annotation_file: Path
-    image_ids: list[int]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-    def image_path(self, index: int) -> Path:
-        """The file of the ``index``-th image."""
-        ...
-
-
-def evaluate_detector(
-    detector: Callable[[NDArray[np.uint8]], Detections],
-    dataset: CocoFolder,
-    progress: Callable[[int, int], None] | None = None,
-    iou_types: Sequence[IouType] | None = None,
-) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Runs a detector over every image of a data set and compares what it finds with the annotations.
-
-    Images are read as the data set reads them: in the orientation of their annotations, whatever EXIF says.
-
-    Args:
-        detector: A :class:`torchdcn.Detector`, or any function from ``[H, W, 3]`` uint8 to ``Detections``.
-        dataset: A :class:`torchdcn.data.CocoDetection`. Classes are matched by name; where no name of the
-            detector's is the data set's, by position.
-        progress: Called with (images done, images in all) after each image.
-        iou_types: By default "bbox", and "segm" if the detector gives masks.
-
-    Returns:
-        The figures as :func:`evaluate_coco` gives them, and all detections as COCO-format results.
-
-    Raises:
-        ValueError: The detector's classes are not the data set's.
-        OSError: An image can't be read.
-    """
-    truth = _read_ground_truth(dataset.annotation_file)
-    images = _images(truth)
-    results: list[dict[str, Any]] = []
-    masks = False
-    for index, image_id in enumerate(dataset.image_ids):
-        size = (int(images[image_id]["height"]), int(images[image_id]["width"]))
-        found = detector(read_image(dataset.image_path(index), size))
-        masks = masks or found.masks is not None
-        ids = _category_ids(found.class_names, dataset)
-        results += [result for result in found.to_coco(image_id, ids) if result["category_id"] != _NOT_THERE]
-        if progress is not None:
-            progress(index + 1, len(dataset.image_ids))
-    kinds: Sequence[IouType] = iou_types or (("bbox", "segm") if masks else ("bbox",))
-    return evaluate_coco(truth, results, kinds), results
-
-
-_NOT_THERE = -(2**31)  # the category of a class that the data set has not
-
-
-def _category_ids(class_names: Sequence[str], dataset: CocoFolder) -> list[int]:
-    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    common = ids.keys() & set(class_names)
-    if len(common) == len(ids):
-        return [ids.get(name, _NOT_THERE) for name in class_names]
-    if not common and len(class_names) == len(ids):
-        return list(dataset.category_ids)
-    raise ValueError(
-        f"dataset: its {len(ids)} classes ({_some(dataset.class_names)}) are not the detector's"
-        f" {len(class_names)} ({_some(class_names)}); use weights trained on this data set"
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
 
 def metrics_table(

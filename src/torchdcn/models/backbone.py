@@ -134,7 +134,11 @@ def load_body(backbone: Backbone, settings: Settings, source: str | Path) -> Non
         ValueError: Weights that do not fit, or there are none.
         OSError: A file that is missing, or a download that failed.
     """
-    state = _imagenet(settings.backbone) if str(source) == "imagenet" else read_state_dict(source)
+    imagenet = str(source) == "imagenet"
+    no_gn = f"weights_backbone: {source} is a network with batch normalisation; give norm='bn_eval' or 'bn'"
+    if imagenet and settings.norm == "gn":
+        raise ValueError(no_gn)
+    state = _imagenet(settings.backbone) if imagenet else read_state_dict(source, "weights_backbone")
     for prefix in ("backbone.body.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -142,9 +146,7 @@ def load_body(backbone: Backbone, settings: Settings, source: str | Path) -> Non
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     own = backbone.body.state_dict()
     if settings.norm == "gn" and "bn1.running_mean" in state:
-        raise ValueError(
-            f"weights_backbone: {source} is a network with batch normalisation; give norm='bn_eval' or 'bn'"
-        )
+        raise ValueError(no_gn)
     for name, module in backbone.body.named_modules():
         if isinstance(module, DeformConv2dPack) and f"{name}.conv_offset.weight" not in state:
             for leaf in ("weight", "bias"):

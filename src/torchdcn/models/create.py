@@ -18,7 +18,7 @@ from .weights import (
     read_info,
     read_state_dict,
 )
-from .zoo import PUBLISHED, Settings, settings_of
+from .zoo import PUBLISHED, Settings, is_count, plain, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def create_model(
 
     Raises:
         ValueError: An unknown name, a value that does not fit, or weights that do not.
-        TypeError: An override that is not a setting.
+        TypeError: An override that is not a setting, or a name that is no text.
         OSError: A file that is missing, or a download that failed.
 
     Example:
@@ -62,7 +62,8 @@ def create_model(
         ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
     """
     settings_of(name, **overrides)  # complains about these before any file is read
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+    num_classes = plain(num_classes)
+    if num_classes is not None and not is_count(num_classes):
         raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
     info, state = (None, None) if weights is None else _read(name, weights)
     settings = _resolved(name, info, state, weights_backbone, overrides)
@@ -81,7 +82,11 @@ def _read(name: str, weights: str | Path) -> tuple[WeightsInfo | None, dict[str,
         advice = f"download {released} and give its path" if released else "there are none for this model"
         raise ValueError(f"weights: 'coco' is not fetched by this version of torchdcn yet; {advice}")
     state = read_state_dict(weights)
-    return read_info(weights), convert_mmdet(state) if is_mmdet(state) else state
+    info, state = read_info(weights), convert_mmdet(state) if is_mmdet(state) else state
+    found = classes_in(state)
+    if info is not None and found not in (None, info.num_classes):
+        raise ValueError(f"weights: {weights} says it has {info.num_classes} classes, but its layers are for {found}")
+    return info, state
 
 
 def _load(model: RCNN, state: dict[str, Tensor], info: WeightsInfo | None, weights: Any) -> None:

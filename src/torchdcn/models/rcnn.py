@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,7 +130,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
             ValueError: Images or targets that do not fit; the message names the argument.
             TypeError: A dtype that does not fit.
         """
-        images = _checked_images(images)
+        images = _checked_images(images, self.backbone.body.conv1.weight.dtype)
         if self.training:
             if original_sizes is not None or mask_threshold is not None:
                 raise ValueError("original_sizes and mask_threshold are for detecting; call model.eval() first")
@@ -157,7 +158,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         return transform.ImageList(self.transform.batch_images(normalised, 32), sizes), targets
 
 
-def _checked_images(images: Any) -> list[Tensor]:
+def _checked_images(images: Any, dtype: torch.dtype) -> list[Tensor]:
     checked: list[Tensor] = list(images)
     if not checked:
         raise ValueError("images: expected at least one, got none")
@@ -167,21 +168,20 @@ def _checked_images(images: Any) -> list[Tensor]:
             raise ValueError(f"images[{i}]: expected a tensor [3, H, W], got {got}")
         if not image.is_floating_point():
             raise TypeError(f"images[{i}]: expected floats in 0..1, got {image.dtype}; divide bytes by 255")
+        if image.dtype != dtype and not torch.is_autocast_enabled(image.device.type):
+            raise TypeError(f"images[{i}]: expected {dtype}, which the model has, got {image.dtype}")
     return [image.as_subclass(Tensor) for image in checked]  # not torchvision's tv_tensors from here on
 
 
 def _checked_targets(targets: Any, images: list[Tensor], num_classes: int, masks: bool) -> list[Target]:
-    if targets is None or len(targets) != len(images):
-        got = "none" if targets is None else str(len(targets))
+    if not isinstance(targets, Sequence) or len(targets) != len(images):
+        got = "none" if targets is None else len(targets) if isinstance(targets, Sequence) else type(targets).__name__
         raise ValueError(f"targets: training needs one for each of {len(images)} images, got {got}")
     return [_checked_target(t, f"targets[{i}]", images[i], num_classes, masks) for i, t in enumerate(targets)]
 
 
-def _checked_target(target: Target, where: str, image: Tensor, num_classes: int, masks: bool) -> Target:
-    needed = ["boxes", "labels", "masks"] if masks else ["boxes", "labels"]
-    if missing := [key for key in needed if key not in target]:
-        raise ValueError(f"{where}: {', '.join(missing)} missing; there is {', '.join(target) or 'nothing'}")
-    target = {key: torch.as_tensor(target[key], device=image.device) for key in (*needed, "iscrowd") if key in target}
+def _checked_target(given: Any, where: str, image: Tensor, num_classes: int, masks: bool) -> Target:
+    target = _tensors(given, where, image, ["boxes", "labels", "masks"] if masks else ["boxes", "labels"])
     count = len(target["labels"])
     if tuple(target["boxes"].shape) != (count, 4):
         # An empty list of boxes has no second dimension.
@@ -192,14 +192,38 @@ def _checked_target(target: Target, where: str, image: Tensor, num_classes: int,
         wanted = [count, *image.shape[-2:]]
         raise ValueError(f"{where}: masks: expected shape {wanted}, got {list(target['masks'].shape)}")
     labels = target["labels"]
-    if count and (labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes):
+    no_ints = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    if count and (no_ints or labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(f"{where}: labels: expected ints in 0..{num_classes - 1}, got {labels.tolist()}")
     target["boxes"], target["labels"] = target["boxes"].to(image.dtype), labels.long()
     if "iscrowd" in target:
         keep = ~target.pop("iscrowd").bool()
         target = {key: value[keep] for key, value in target.items()}
-    bad = ~(target["boxes"][:, 2:] > target["boxes"][:, :2]).all(dim=1)
-    if bad.any():
-        box = target["boxes"][bad][0].tolist()
-        raise ValueError(f"{where}: boxes: expected x2 > x1 and y2 > y1, got {box}")
+    boxes = target["boxes"]
+    good = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
+    if not good.all():
+        box = boxes[~good][0].tolist()
+        raise ValueError(f"{where}: boxes: expected x2 > x1 and y2 > y1, all finite, got {box}")
     return target
+
+
+def _tensors(target: Any, where: str, image: Tensor, needed: list[str]) -> Target:
+    if not isinstance(target, Mapping):
+        raise TypeError(f"{where}: expected a dict with {', '.join(needed)}, got {type(target).__name__}")
+    if missing := [key for key in needed if key not in target]:
+        raise ValueError(f"{where}: {', '.join(missing)} missing; there is {', '.join(map(str, target)) or 'nothing'}")
+    tensors = {}
+    for key in (*needed, "iscrowd"):
+        if key in target:
+            try:
+                tensors[key] = torch.as_tensor(target[key], device=image.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                got = type(target[key]).__name__
+                raise ValueError(f"{where}: {key}: expected a tensor, got a {got} that makes none: {error}") from error
+    if tensors["labels"].dim() != 1:
+        raise ValueError(f"{where}: labels: expected shape [n], got {list(tensors['labels'].shape)}")
+    wanted = tensors["labels"].shape
+    if "iscrowd" in tensors and tensors["iscrowd"].shape != wanted:
+        crowds = list(tensors["iscrowd"].shape)
+        raise ValueError(f"{where}: iscrowd: expected shape {list(wanted)}, got {crowds}")
+    return tensors

@@ -6,8 +6,9 @@ import json
 import os
 import pickle
 import re
+import struct
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .zoo import MODELS
+from .zoo import MODELS, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         path: Ends in ``.safetensors``; its folder is made if need be.
 
     Raises:
-        ValueError: The path ends otherwise.
+        ValueError: The path ends otherwise, or the model's class names or category ids are not one for each class.
         OSError: The file can't be written.
 
     Example:
@@ -97,7 +98,29 @@ def _info_of(model: Any) -> WeightsInfo:
         for field in fields(defaults)
         if (value := getattr(model.settings, field.name)) != getattr(defaults, field.name)
     }
-    return WeightsInfo(model.name, model.num_classes, changed, model.class_names, model.category_ids)
+    info = WeightsInfo(model.name, model.num_classes, changed, model.class_names, model.category_ids)
+    _check_info(info)  # what is refused on reading should not be written
+    return info
+
+
+def _check_info(info: WeightsInfo) -> None:
+    if not isinstance(info.model, str):
+        raise ValueError(f"model: expected a name, got {info.model!r}")
+    if not is_count(info.num_classes):
+        raise ValueError(f"num_classes: expected a positive int, got {info.num_classes!r}")
+    if not isinstance(info.settings, dict):
+        raise ValueError(f"settings: expected a mapping, got {info.settings!r}")
+    for name, kind in (("class_names", str), ("category_ids", int)):
+        entries = getattr(info, name)
+        if entries is None:
+            continue
+        what = f"{name}: expected {info.num_classes} entries of type {kind.__name__} or none at all"
+        if not isinstance(entries, (list, tuple)):
+            raise ValueError(f"{what}, got {entries!r}")
+        if len(entries) != info.num_classes:
+            raise ValueError(f"{what}, got {len(entries)}")
+        if wrong := [entry for entry in entries if not isinstance(entry, kind) or isinstance(entry, bool)]:
+            raise ValueError(f"{what}, got {wrong[0]!r} among them")
 
 
 def read_info(path: str | Path) -> WeightsInfo | None:
@@ -105,7 +128,7 @@ def read_info(path: str | Path) -> WeightsInfo | None:
 
     Raises:
         OSError: The file is missing or can't be read.
-        ValueError: It is not a weights file.
+        ValueError: It is not a weights file, or what it says about itself does not hold together.
     """
     path = _existing(path)
     if path.suffix != ".safetensors":
@@ -115,28 +138,37 @@ def read_info(path: str | Path) -> WeightsInfo | None:
             text = (file.metadata() or {}).get(_METADATA)
         if text is None:
             return None
-        entries = json.loads(text)
-        for name in ("class_names", "category_ids"):
-            entries[name] = None if entries[name] is None else tuple(entries[name])
-        return WeightsInfo(**entries)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        info = WeightsInfo(**json.loads(text))
+        _check_info(info)
+        names, ids = info.class_names, info.category_ids
+        return replace(info, class_names=names and tuple(names), category_ids=ids and tuple(ids))
+    except (SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a weights file of torchdcn: {_one_line(error)}") from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of a ``.pth`` file, read without running what it holds.
+
+    Args:
+        path: The file.
+        argument: What the message about a missing file calls it.
 
     Raises:
         OSError: The file is missing or can't be read.
         ValueError: It is not a weights file, or holds something else than tensors.
     """
-    path = _existing(path)
-    try:
-        if path.suffix == ".safetensors":
+    path = _existing(path, argument)
+    kind = _kind(path)
+    if path.suffix == ".safetensors":
+        try:
             return dict(load_file(str(path)))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a weights file that can be read safely: {_one_line(error)}") from error
+        except (SafetensorError, ValueError) as error:
+            advice = "a file of torch should end in .pth" if kind == "torch" else _one_line(error)
+            raise ValueError(f"{path}: not a weights file of safetensors: {advice}") from error
+    if kind != "torch":
+        renamed = ", but a safetensors file under another name; let it end in .safetensors"
+        raise ValueError(f"{path}: not a weights file of torch{renamed if kind else ' or safetensors'}")
+    content = _load_torch(path)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -145,10 +177,33 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _existing(path: str | Path) -> Path:
+def _load_torch(path: Path) -> Any:
+    damaged = f"{path}: damaged, or not a weights file of torch"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message teaches how to run what the file holds
+        objects = f"{path}: holds other Python objects than tensors, which are not loaded; save the state_dict alone"
+        raise ValueError(objects if "nsupported" in str(error) else damaged) from error
+    except (RuntimeError, EOFError, LookupError, AttributeError, TypeError, AssertionError) as error:
+        raise ValueError(f"{damaged}: {_one_line(error)}") from error
+    except (ValueError, ArithmeticError, struct.error) as error:  # of bytes that mean nothing
+        raise ValueError(damaged) from error
+
+
+def _kind(path: Path) -> str | None:
+    """``"torch"`` or ``"safetensors"`` by what a file starts with, or None."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    # The length of a JSON object, and the object.
+    if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
+        return "safetensors"
+    return "torch" if head[:4] == b"PK\3\4" or head[:1] == pickle.PROTO else None  # zip, and before PyTorch 1.6
+
+
+def _existing(path: str | Path, argument: str = "weights") -> Path:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {str(path)!r}")
+        raise FileNotFoundError(f"{argument}: there is no file {str(path)!r}")
     return path
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 NORMS = ("bn", "bn_eval", "frozen_bn", "gn")
@@ -106,12 +108,14 @@ class Settings:
     bbox_reg_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # JSON knows no tuples
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
-        if all(isinstance(size, (int, float)) for size in self.anchor_sizes):
-            object.__setattr__(self, "anchor_sizes", tuple((size,) for size in self.anchor_sizes))
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        sizes = self.anchor_sizes
+        if isinstance(sizes, tuple) and all(isinstance(size, (int, float)) for size in sizes):
+            object.__setattr__(self, "anchor_sizes", tuple((size,) for size in sizes))
         _check_choices(self)
         _check_numbers(self)
+        _check_sequences(self)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -119,8 +123,13 @@ class Settings:
         return self.min_size if isinstance(self.min_size, tuple) else (self.min_size,)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def plain(value: Any) -> Any:
+    """Lists as tuples, because JSON knows no tuples, and NumPy's numbers as Python's."""
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
 
 
 def _check_choices(settings: Settings) -> None:
@@ -132,39 +141,55 @@ def _check_choices(settings: Settings) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {getattr(settings, name)!r}")
-    if not isinstance(settings.deform_stages, tuple) or not set(settings.deform_stages) <= set(STAGES):
+    stages = settings.deform_stages
+    if not isinstance(stages, tuple) or not all(stage in tuple(STAGES) for stage in stages):
         raise ValueError(f"deform_stages: expected some of {tuple(STAGES)}, got {settings.deform_stages!r}")
 
 
-def _check_numbers(settings: Settings) -> None:
-    def expect(name: str, good: bool, what: str) -> None:
-        if not good:
-            raise ValueError(f"{name}: expected {what}, got {getattr(settings, name)!r}")
+def _expect(settings: Settings, name: str, good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {what}, got {getattr(settings, name)!r}")
 
+
+def _check_numbers(settings: Settings) -> None:
+    expect = partial(_expect, settings)
     layers = settings.trainable_backbone_layers
-    expect("trainable_backbone_layers", layers is None or layers in range(6), "0 to 5 or None")
+    # True and 2.0 are in range(6) too.
+    expect("trainable_backbone_layers", layers is None or (type(layers) is int and 0 <= layers <= 5), "0 to 5 or None")
     ratio = settings.roi_sampling_ratio
-    expect("roi_sampling_ratio", ratio is None or _is_count(ratio), "a positive int or None")
-    sizes = settings.sizes
-    expect("min_size", bool(sizes) and all(_is_count(s) for s in sizes), "a positive int or several")
+    expect("roi_sampling_ratio", ratio is None or is_count(ratio), "a positive int or None")
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.type == "bool":
+            expect(field.name, isinstance(value, bool), "True or False")
+        elif field.type == "int":
+            expect(field.name, is_count(value), "a positive int")
+        elif field.type == "float":
+            expect(field.name, _is_number(value) and 0 <= value <= 1, "a number in 0..1")
+    for part in ("rpn", "box"):
+        low = getattr(settings, f"{part}_bg_iou_thresh")
+        high = getattr(settings, f"{part}_fg_iou_thresh")
+        expect(f"{part}_fg_iou_thresh", high >= low, f"at least {part}_bg_iou_thresh, which is {low}")
+
+
+def _check_sequences(settings: Settings) -> None:
+    expect = partial(_expect, settings)
+    expect("min_size", bool(settings.sizes) and all(map(is_count, settings.sizes)), "a positive int or several")
+    widths = settings.mask_head_channels
+    expect(
+        "mask_head_channels",
+        isinstance(widths, tuple) and bool(widths) and all(map(is_count, widths)),
+        "a sequence of positive ints",
+    )
     for name, length in (("anchor_sizes", 5), ("image_mean", 3), ("image_std", 3), ("bbox_reg_weights", 4)):
         value = getattr(settings, name)
         expect(name, isinstance(value, tuple) and len(value) == length, f"{length} entries")
-    expect("anchor_sizes", len({len(s) for s in settings.anchor_sizes}) == 1, "as many sizes on every level")
-    for name in ("image_std", "aspect_ratios"):
+    expect("image_mean", all(map(_is_number, settings.image_mean)), "numbers")
+    for name in ("image_std", "bbox_reg_weights", "aspect_ratios"):
         expect(name, _are_positive(getattr(settings, name)), "positive numbers")
-    expect("anchor_sizes", all(_are_positive(sizes) for sizes in settings.anchor_sizes), "positive numbers")
-    expect(
-        "mask_head_channels",
-        bool(settings.mask_head_channels) and all(_is_count(c) for c in settings.mask_head_channels),
-        "positive ints",
-    )
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if field.type == "int":
-            expect(field.name, _is_count(value), "a positive int")
-        elif field.type == "float":
-            expect(field.name, _is_number(value) and 0 <= value <= 1, "a number in 0..1")
+    sizes = settings.anchor_sizes
+    expect("anchor_sizes", all(map(_are_positive, sizes)), "positive numbers")
+    expect("anchor_sizes", len({len(level) for level in sizes}) == 1, "as many sizes on every level")
 
 
 def _are_positive(values: Any) -> bool:
@@ -175,7 +200,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive int, which True is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -292,15 +318,17 @@ def settings_of(name: str, **overrides: Any) -> Settings:
 
     Raises:
         ValueError: If there is no model of that name (the message suggests the nearest), or a value is wrong.
-        TypeError: If an override is not a setting.
+        TypeError: If an override is not a setting, or the name no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected one of list_models(), got {name!r}")
     if name in _WITH_POOLING:
         raise ValueError(
             f"name: {name!r} needs deformable RoI pooling, which this version of torchdcn does not have yet; "
             "names without 'dpool', 'mdpool' and 'dcnv2' are there"
         )
     if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
         raise ValueError(f"name: there is no model {name!r}; did you mean {near!r}? list_models() names them all")
     known = [field.name for field in fields(Settings)]
     for key in overrides:

@@ -56,6 +56,18 @@ def make_folder(path: str | Path, argument: str) -> Path:
     return path
 
 
+def check_file(path: str | Path, argument: str) -> None:
+    """Sees to it that a file can be written, making its folder, before the work that it is to hold.
+
+    Raises:
+        OSError: It is a folder, or its folder can't be made or written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{argument}: {path} is a folder, expected a file")
+    make_folder(path.parent, argument)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

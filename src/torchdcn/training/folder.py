@@ -19,8 +19,8 @@ WRITTEN = ("config.json", "metrics.json", record.NAME, "last.safetensors", check
 class RunFolder:
     """Makes the folder; a context manager.
 
-    A run that fails before its first checkpoint (``saved``) takes away what it has written; but figures that show how
-    a loss went astray (FloatingPointError) stay.
+    A run that fails before its first checkpoint (``saved``) takes away what it has written and puts an earlier run back
+    in its place; but figures that show how a loss went astray (FloatingPointError) stay.
 
     Args:
         path: The folder.
@@ -68,5 +68,9 @@ class RunFolder:
             return
         for file in self._files():
             file.unlink()
+        if self.moved_to is not None:
+            for file in self.moved_to.iterdir():
+                shutil.move(file, self.path / file.name)
+            self.moved_to.rmdir()
         if not self.existed and not any(self.path.iterdir()):
             self.path.rmdir()

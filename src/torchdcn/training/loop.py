@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from .device import choose_device
 from .files import write_atomically
 from .folder import RunFolder
 from .progress import counter
-from .recipes import optimizer, schedule
+from .recipes import lr_factor, optimizer, schedule
 from .record import Means, Record
 from .signals import StopRequest, stop_requests
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     Evaluate = Callable[[nn.Module], Metrics]
 
 # Data and models are imported where they are used: torchvision takes a second, which `torchdcn --help` need not spend.
+
+FREE_TO_CHANGE = {"epochs", "out", "device", "workers", "eval_every", "log_every", "checkpoint_every"}
+"""The settings that a resumed run may have others of: they change nothing that is already trained."""
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,7 +62,8 @@ def train(
     Args:
         config: Everything that decides the run.
         evaluate: Called with the model every ``config.eval_every`` epochs and at the end; gives the AP figures of
-            :func:`torchdcn.evaluation.evaluate_coco`.
+            :func:`torchdcn.evaluation.evaluate_coco`. If it has a method ``check``, that is called with the model
+            before the first step, to raise then what it would raise at the end.
         resume: Go on from ``config.out``'s checkpoint; where there is none, start afresh and say so.
         console: Where progress is shown; standard output by default.
 
@@ -78,24 +83,30 @@ def train(
         {}
     """
     console = console or Console()
+    _refuse_many_processes()
     device = _device(config)
     dataset = _open_data(config, console)
     saved = _checkpoint_to_resume(config, console) if resume else None
     torch.manual_seed(config.seed)
     model = _create(config, dataset).to(device)
+    if (check := getattr(evaluate, "check", None)) is not None:
+        check(model)
     if device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)
     steps = math.ceil(len(dataset) / config.batch_size) * config.epochs
     state = _start(model, steps, config, device)
     if saved is not None:
         restore(state, saved)
+        # The rates in the checkpoint are those of its own number of epochs.
+        for group, base in zip(state.optimizer.param_groups, state.scheduler.base_lrs, strict=True):
+            group["lr"] = base * lr_factor(state.step, steps, config)
     with RunFolder(Path(config.out), resumed=saved is not None) as folder, stop_requests() as stop:
         if folder.moved_to:
             console.print(f"An earlier run in {config.out} was moved to {folder.moved_to}", highlight=False)
         config.save(folder.path / "config.json")
         with Record(folder.path, console, steps, done=state.step) as record:
             run = _Run(config, dataset, device, state, record, folder, stop, evaluate)
-            console.print(run.describe(), highlight=False)
+            console.print(run.describe(), highlight=False, soft_wrap=True)
             return run.to_the_end()
 
 
@@ -226,6 +237,13 @@ class _Run:
         return metrics
 
 
+def _refuse_many_processes() -> None:
+    if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):  # as torchrun sets it
+        raise ValueError(
+            f"WORLD_SIZE: training in many processes is not supported yet, got {processes}; start one, without torchrun"
+        )
+
+
 def _device(config: TrainConfig) -> torch.device:
     device = choose_device(config.device)
     if config.amp == "fp16" and device.type != "cuda":
@@ -280,8 +298,7 @@ def _checkpoint_to_resume(config: TrainConfig, console: Console) -> dict[str, An
         return None
     content = read_checkpoint(path)
     now = config.to_dict()
-    fixed = ("data", "model", "batch_size", "recipe", "seed", "weights", "overrides", "min_size", "max_size", "amp")
-    for name in fixed:
+    for name in sorted(now.keys() - FREE_TO_CHANGE):
         if (then := content["config"].get(name)) != now[name]:
             raise ValueError(
                 f"{name}: {path} was trained with {then!r}, got {now[name]!r}; resume with the same settings, or train "
