@@ -72,19 +72,22 @@ struct Corners {
       for (int64_t c = 0; c < whole; c += lanes)
         store(column + c, w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));
     }
-    if (whole < count) gather_rest(samples, channel + whole, count - whole, columns + whole, stride);
+    if (whole < count) gather_rest(samples, channel, count, columns, stride);
   }
 
-  // Fewer channels than a vector holds. Apart, for else they would cost every sample a dozen instructions.
+  // What whole vectors leave over: one more vector that overlaps them, or pieces of one. Apart, for else it would cost
+  // every sample a dozen instructions.
   __attribute__((noinline)) void gather_rest(int64_t samples, int64_t channel, int64_t count, A* columns,
                                              int64_t stride) const {
-    for (int64_t i = 0; i < samples; ++i) {
-      const Blend& b = sample[i];
-      for (int64_t c = 0; c < count; ++c) {
-        A sum = 0;
-        for (int q = 0; q < 4; ++q) sum += b.weight[q] * A(b.pixel[q][channel + c]);
-        columns[i * stride + c] = sum;
+    if (count > kLanes<A>) return gather(samples, channel + count - kLanes<A>, kLanes<A>, columns + count - kLanes<A>, stride);
+    for_few<A>(count, [&](auto n, int64_t first) {
+      using Few = typename VectorOf<A, n>::type;
+      for (int64_t i = 0; i < samples; ++i) {
+        const Blend& b = sample[i];
+        Few sum = {};
+        for (int q = 0; q < 4; ++q) sum += b.weight[q] * load_few<A, n>(b.pixel[q] + channel + first);
+        *reinterpret_cast<Few*>(columns + i * stride + first) = sum;
       }
-    }
+    });
   }
 };

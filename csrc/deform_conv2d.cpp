@@ -11,10 +11,11 @@ namespace torchdcn {
 void* aligned_memory(size_t bytes) {
   constexpr size_t line = 64, huge = size_t(2) << 20;
   const size_t alignment = bytes >= huge ? huge : line;
-  void* memory = std::aligned_alloc(alignment, std::max(alignment, (bytes + alignment - 1) / alignment * alignment));
+  const size_t whole = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
+  void* memory = std::aligned_alloc(alignment, whole);
   if (!memory) throw std::bad_alloc();
 #if defined(__linux__)
-  if (bytes >= huge) madvise(memory, bytes, MADV_HUGEPAGE);  // if it can't, nothing is lost
+  if (bytes >= huge) madvise(memory, whole, MADV_HUGEPAGE);  // if it can't, nothing is lost
 #endif
   return memory;
 }

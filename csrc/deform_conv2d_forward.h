@@ -74,6 +74,7 @@ template <class T>
 struct ForwardPlan {
   using A = Sum<T>;
   const ForwardArguments<T>& args;
+  int64_t narrow;   // channels of a group, where these are narrow (narrow.h); then the problem's groups are one
   const A* weight;  // packed
   const T* nowhere;
   std::vector<Segment> segments;
@@ -82,6 +83,8 @@ struct ForwardPlan {
   void run(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count) const;
   void gather(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap, int64_t c0,
               int64_t c1, A* columns, int64_t stride) const;
+  void multiply_taps(ForwardTile<T>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c, int64_t channels,
+                     int64_t stride, Tile<A> out) const;
 };
 
 // One tap's columns, of channels [c0, c1) of every group of the convolution.
@@ -101,6 +104,21 @@ void ForwardPlan<T>::gather(ForwardTile<T>& tile, const T* image, int64_t n, int
     tile.corners.gather(count, s.group * p.group_in() + begin, end - begin,
                         columns + s.group * kSamples * stride + begin - c0, stride);
   }
+}
+
+// One tap after another, for narrow groups.
+template <class T>
+void ForwardPlan<T>::multiply_taps(ForwardTile<T>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c,
+                                   int64_t channels, int64_t stride, Tile<A> out) const {
+  const Problem& p = args.problem;
+  for_narrow<A>(narrow, [&](auto n) {
+    for (int64_t t = 0; t < taps; ++t) {
+      const A* const columns = tile.columns.data() + t * channels;
+      const auto rows = [&](int64_t r) { return columns + r * stride; };
+      const A* const weights = weight + ((tap + t) * padded<A>(p.C) + c) * n;
+      multiply_narrow<A, n>(rows, count, channels, weights, Tile<A>{out.data + c, out.stride}, tap + t > 0);
+    }
+  });
 }
 
 template <class T>
@@ -124,6 +142,10 @@ void ForwardPlan<T>::run(ForwardTile<T>& tile, const T* image, int64_t n, int64_
         A* out = tile.sums.data() + g * kSamples * out_stride;
         if constexpr (std::is_same_v<A, T>)
           if (direct) out = args.output.at(n) + first * p.Co + g * Og;
+        if (narrow) {
+          multiply_taps(tile, count, k, run_taps, c, run_channels, stride, Tile<A>{out, out_stride});
+          continue;
+        }
         const Packed<A> b{const_cast<A*>(weight) + g * Packed<A>::size(Og, D), Og, D};
         multiply(tile.rows, count, b, k * Cg + c, run_taps * run_channels, Tile<A>{out, out_stride}, k > 0 || c > 0);
       }
@@ -142,16 +164,23 @@ inline int64_t tile_size(const Problem& p) {
 }
 
 template <class T>
-void forward(const ForwardArguments<T>& args) {
+void forward(const ForwardArguments<T>& given) {
   using A = Sum<T>;
+  ForwardArguments<T> args = given;
+  const int64_t narrow = is_narrow<A>(given.problem) ? given.problem.group_in() : 0;
+  if (narrow) args.problem.groups = 1;  // that is how the columns are gathered
   const Problem& p = args.problem;
-  const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size;
-  Buffer<A> packed(p.groups * Packed<A>::size(p.group_out(), p.taps() * p.group_in()));
-  pack_weight(p, args.weight, packed.data());
+  const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size, K = p.taps();
+  thread_local Buffer<A> memory;
+  const Kept<A> packed(memory, narrow ? K * padded<A>(p.C) * narrow : p.groups * Packed<A>::size(p.group_out(), K * p.group_in()));
+  if (narrow)
+    pack_narrow(args.weight, K, narrow, 0, p.C, false, packed.data(), padded<A>(p.C) * narrow);
+  else
+    pack_weight(p, args.weight, packed.data());
   Buffer<T> nowhere(p.C);
   std::fill_n(nowhere.data(), p.C, T(0));
   const bool direct = std::is_same_v<A, T> && args.output.channels_last() && p.group_out() % kLanes<A> == 0;
-  const ForwardPlan<T> plan{args, packed.data(), nowhere.data(), segments(p), direct};
+  const ForwardPlan<T> plan{args, narrow, packed.data(), nowhere.data(), segments(p), direct};
 
   const auto tile = [&](const T* image, int64_t n, int64_t t) {
     thread_local ForwardTile<T> scratch;

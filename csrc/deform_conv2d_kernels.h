@@ -3,49 +3,64 @@
 
 #include "simd.h"
 #include "gemm.h"
+#include "narrow.h"
 #include "bilinear.h"
 #include "layout.h"
 #include "deform_conv2d_forward.h"
 #include "deform_conv2d_data.h"
 #include "deform_conv2d_weight.h"
 
-// One strip of rows after another, even ones first: see deform_conv2d_data.h.
+// Everything that some images give, as one queue of tasks, so that no thread waits while there is work: first the shares
+// of the weight, which are the largest, then the strips of the data, even ones before odd ones. An odd strip waits for
+// its two neighbours. They come earlier in the queue, so another thread has them in hand if they aren't done.
 template <class T>
-void run_data_pass(const DataPass<T>& pass, const std::vector<Image<Sum<T>>>& images, int32_t* reach) {
-  const Problem& p = pass.args.problem;
-  const int64_t per_image = 2 * p.deform_groups * p.taps() * p.Ho, count = int64_t(images.size());
-  for (int64_t i = 0; i < count; ++i) find_reach(pass.args, images[i].n, reach + i * per_image);
-  const int64_t height = strip_height(p), strips = (p.H + height - 1) / height;
-  for (int64_t parity = 0; parity < 2; ++parity) {
-    const int64_t mine = (strips + 1 - parity) / 2;
-    for_each_task(count * mine, [&](int64_t task) {
-      thread_local DataTile<Sum<T>> tile;
-      const int64_t i = task / mine, row = (2 * (task % mine) + parity) * height;
-      pass.strip(tile, images[i], row, std::min(row + height, p.H), reach + i * per_image);
-    });
-  }
-}
+void run_passes(const DataPass<T>* data, const WeightPass<T>* weight, const Problem& p,
+                const std::vector<Image<Sum<T>>>& images, int32_t* reach) {
+  using A = Sum<T>;
+  const int64_t count = int64_t(images.size()), shares = weight ? int64_t(weight->shares.size()) : 0;
+  const int64_t height = strip_height(p), strips = data ? (p.H + height - 1) / height : 0, even = (strips + 1) / 2;
+  const int64_t per_image = 2 * p.deform_groups * p.taps() * p.Ho;
+  const std::unique_ptr<std::atomic<bool>[]> done(new std::atomic<bool>[size_t(count * strips)]());
 
-template <class T>
-void run_weight_pass(const WeightPass<T>& pass, const std::vector<Image<Sum<T>>>& images) {
-  for_each_task(int64_t(pass.shares.size()), [&](int64_t i) {
-    thread_local WeightTile<Sum<T>> tile;
-    for (const Image<Sum<T>>& image : images) pass.add(tile, pass.shares[i], image);
-    if (images.back().n == pass.args.problem.N - 1) pass.write(pass.shares[i]);
+  const auto run_strip = [&](int64_t i, int64_t strip) {
+    thread_local DataTile<A> tile;
+    std::atomic<bool>* const mine = done.get() + i * strips;
+    if (strip % 2)
+      for (int64_t s : {strip - 1, strip + 1})
+        while (s < strips && !mine[s].load(std::memory_order_acquire)) std::this_thread::yield();
+    data->strip(tile, images[i], strip * height, std::min((strip + 1) * height, p.H), reach + i * per_image);
+    mine[strip].store(true, std::memory_order_release);
+  };
+  const auto run_share = [&](const Share& share) {
+    thread_local WeightTile<A> tile;
+    for (const Image<A>& image : images) weight->add(tile, share, image);
+  };
+
+  if (data)
+    for (int64_t i = 0; i < count; ++i) find_reach(data->args, images[i].n, reach + i * per_image);
+  for_each_task(shares + count * strips, [&](int64_t task) {
+    if (task < shares) return run_share(weight->shares[task]);
+    task -= shares;
+    if (task < count * even) return run_strip(task / even, task % even * 2);
+    task -= count * even;
+    run_strip(task / (strips - even), task % (strips - even) * 2 + 1);
   });
 }
 
 template <class T>
-void backward(const BackwardArguments<T>& args) {
+void backward(const BackwardArguments<T>& given) {
   using A = Sum<T>;
+  BackwardArguments<T> args = given;
+  const int64_t narrow = is_narrow<A>(given.problem) ? given.problem.group_in() : 0;
+  if (narrow) args.problem.groups = 1;  // that is how the columns are gathered
   const Problem& p = args.problem;
   const bool data = args.grad_input || args.grad_offset || args.grad_mask;
-  std::unique_ptr<DataPass<T>> data_pass(data ? new DataPass<T>(args) : nullptr);
-  std::unique_ptr<WeightPass<T>> weight_pass(args.grad_weight ? new WeightPass<T>(args) : nullptr);
+  std::unique_ptr<DataPass<T>> data_pass(data ? new DataPass<T>(args, narrow) : nullptr);
+  std::unique_ptr<WeightPass<T>> weight_pass(args.grad_weight ? new WeightPass<T>(args, narrow) : nullptr);
   Buffer<int32_t> reach;
   const auto run = [&](const std::vector<Image<A>>& images) {
-    if (data_pass) run_data_pass(*data_pass, images, reach.data());
-    if (weight_pass) run_weight_pass(*weight_pass, images);
+    run_passes(data_pass.get(), weight_pass.get(), p, images, reach.data());
+    if (weight_pass && images.back().n == p.N - 1) weight_pass->write();
   };
 
   const int64_t in = p.in_pixels(), out = p.out_pixels(), per_image = 2 * p.deform_groups * p.taps() * p.Ho;

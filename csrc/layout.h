@@ -27,6 +27,12 @@ template <class A, class T>
 void from_rows(const A* rows, int64_t stride, const View<T>& view, int64_t n, int64_t channel, int64_t channels,
                int64_t first, int64_t count) {
   T* image = view.at(n) + channel * view.channel + first * view.pixel;
+  if constexpr (!std::is_same_v<T, Half>)  // which has no vector conversion
+    if (view.channels_last() && channels % kLanes<A> == 0) {
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t c = 0; c < channels; c += kLanes<A>) store(image + p * view.pixel + c, load(rows + p * stride + c));
+      return;
+    }
   for (int64_t p0 = 0; p0 < count; p0 += kBlock)
     for (int64_t c0 = 0; c0 < channels; c0 += kBlock)
       for (int64_t c = c0; c < std::min(channels, c0 + kBlock); ++c)

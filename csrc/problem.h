@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -60,13 +61,27 @@ struct Field {
     }
   }
 
-  void set(int64_t n, int64_t channel, int64_t pixel, A value) const {
-    const int64_t i = n * bytes.image + channel * bytes.channel + pixel * bytes.pixel;
+  // The given pixels of one channel.
+  void scatter(int64_t n, int64_t channel, const int64_t* pixels, int64_t count, const A* from) const {
+    const int64_t start = n * bytes.image + channel * bytes.channel;
+    const auto copy = [&](auto* to) {
+      using Stored = std::remove_pointer_t<decltype(to)>;
+      for (int64_t i = 0; i < count; ++i) to[start + pixels[i] * bytes.pixel] = stored<Stored>(from[i]);
+    };
     switch (kind) {
-      case Kind::bfloat16: reinterpret_cast<BFloat16*>(bytes.data)[i] = float(value); break;
-      case Kind::half: reinterpret_cast<Half*>(bytes.data)[i] = float(value); break;
-      default: reinterpret_cast<A*>(bytes.data)[i] = value;
+      case Kind::bfloat16: return copy(reinterpret_cast<BFloat16*>(bytes.data));
+      case Kind::half: return copy(reinterpret_cast<Half*>(bytes.data));
+      default: return copy(reinterpret_cast<A*>(bytes.data));
     }
+  }
+
+ private:
+  template <class Stored>
+  static Stored stored(A value) {
+    if constexpr (std::is_same_v<Stored, A>)
+      return value;
+    else
+      return Stored(float(value));
   }
 };
 
@@ -90,6 +105,7 @@ struct Segment {
   int64_t channel, count;
   int64_t group, first;  // the convolution's group, and where in it the segment starts
   int64_t deform_group;
+  int64_t packed_at;  // where its weights lie among those of a tap (deform_conv2d_data.h)
 };
 
 inline std::vector<Segment> segments(const Problem& p) {
@@ -97,7 +113,7 @@ inline std::vector<Segment> segments(const Problem& p) {
   for (int64_t c = 0; c < p.C;) {
     const int64_t g = c / p.group_in(), d = c / p.deform_channels();
     const int64_t end = std::min((g + 1) * p.group_in(), (d + 1) * p.deform_channels());
-    all.push_back({c, end - c, g, c - g * p.group_in(), d});
+    all.push_back({c, end - c, g, c - g * p.group_in(), d, 0});
     c = end;
   }
   return all;
@@ -145,6 +161,7 @@ class Buffer {
   ~Buffer() { std::free(data_); }
 
   void resize(int64_t count);  // contents are lost
+  void trim(int64_t bytes);    // frees what takes more
   T* data() const { return data_; }
 
  private:
@@ -162,6 +179,29 @@ void Buffer<T>::resize(int64_t count) {
   data_ = static_cast<T*>(aligned_memory(size_t(count) * sizeof(T)));
   capacity_ = count;
 }
+
+template <class T>
+void Buffer<T>::trim(int64_t bytes) {
+  if (capacity_ * int64_t(sizeof(T)) <= bytes) return;
+  std::free(data_);
+  data_ = nullptr;
+  capacity_ = 0;
+}
+
+// A call's use of a buffer that outlives it. Fresh pages cost more than packing a weight into them, so up to 16 MB stay
+// with the calling thread for its next call.
+template <class T>
+class Kept {
+ public:
+  Kept(Buffer<T>& buffer, int64_t count) : buffer_(buffer) { buffer_.resize(count); }
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+  ~Kept() { buffer_.trim(int64_t(16) << 20); }
+  T* data() const { return buffer_.data(); }
+
+ private:
+  Buffer<T>& buffer_;
+};
 
 // Runs task(i) for i < count on torch's threads. Whoever is free takes the next: a task's result must not depend
 // on which thread runs it, and then nothing does.

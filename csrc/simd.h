@@ -44,6 +44,45 @@ inline Vector<float> load(const Half* from) {
   return reinterpret_cast<Vector<float>>(reinterpret_cast<U>(value) | infinite | (bits & 0x8000) << 16);
 }
 
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline void store(BFloat16* to, Vector<float> v) {
+  constexpr int n = kLanes<float>;
+  using U = VectorOf<uint32_t, n>::type;
+  const U bits = reinterpret_cast<U>(v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const U kept = v != v ? U{} + 0x7fc0 : rounded;
+  *reinterpret_cast<VectorOf<uint16_t, n>::type*>(to) = __builtin_convertvector(kept, VectorOf<uint16_t, n>::type);
+}
+
+// A few neighbours, fewer than a vector holds.
+template <class A, int n, class T>
+inline typename VectorOf<A, n>::type load_few(const T* from) {
+  using Few = typename VectorOf<A, n>::type;
+  if constexpr (std::is_same_v<A, T>) {
+    return *reinterpret_cast<const Few*>(from);
+  } else {
+    Few few;
+    for (int i = 0; i < n; ++i) few[i] = A(from[i]);
+    return few;
+  }
+}
+
+// Calls piece(std::integral_constant<int, n>, first) for pieces of a power of two that make up count < kLanes<A>.
+template <class A, class Piece>
+inline void for_few(int64_t count, const Piece& piece) {
+  int64_t first = 0;
+  const auto take = [&](auto n) {
+    if constexpr (n < kLanes<A>)
+      if (count & n) {
+        piece(n, first);
+        first += n;
+      }
+  };
+  take(std::integral_constant<int, 8>{});
+  take(std::integral_constant<int, 4>{});
+  take(std::integral_constant<int, 2>{});
+  take(std::integral_constant<int, 1>{});
+}
+
 // Adds four vectors' sums to four numbers, in one fixed order: down to four lanes each, then those.
 template <class A>
 inline void add_lanes(const Vector<A> (&v)[4], A (&sums)[4]) {

@@ -70,8 +70,18 @@ CASES = [
     Case("4 deformable groups", C=24, deform_groups=4),
     Case("groups that cross deformable groups", C=24, Co=9, groups=3, deform_groups=4),
     Case("depthwise", C=20, Co=20, groups=20, deform_groups=2),
+    Case("depthwise, whole vectors", C=48, Co=48, groups=48),
+    Case("groups of 2, 3 deformable groups", C=18, Co=18, groups=9, deform_groups=3),
+    Case("groups of 4", C=40, Co=40, groups=10, deform_groups=2, masked=False),
+    Case("groups of 8", C=24, Co=24, groups=3),
+    Case("more narrow groups than are gathered at once", C=300, Co=300, groups=75, size=(4, 5), N=1),
     Case("one pixel", size=(1, 1), N=1),
     Case("tall", size=(70, 3), C=2),
+]
+# Positions of so many pixels that float32 has few digits left for where in a pixel they are.
+FAR_CASES = [
+    Case("most samples beyond the map", size=(100, 60), C=2, Co=2, N=1, spread=1000.0),
+    Case("wide", size=(2, 1500), C=2, Co=2, N=1, spread=5.0),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 each_backend = pytest.mark.parametrize("name", BACKENDS)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from torchdcn.ops import backend, deform_conv2d
 
-from .cases import CASES, NAMES, Case, assert_like, each_backend, each_case, gradients, ours, torchvisions
+from .cases import CASES, FAR_CASES, NAMES, Case, assert_like, each_backend, each_case, gradients, ours, torchvisions
 
 
 @each_backend
-@each_case
+@pytest.mark.parametrize("case", CASES + FAR_CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_output_and_gradients_equal_torchvisions(case: Case, name: str) -> None:
     with backend(name):
         output, found, cotangent = gradients(ours, case, case.tensors())
@@ -218,6 +218,24 @@ def test_an_infinite_or_huge_offset_contributes_nothing(name: str, value: float)
     assert found["mask"][0, 4, 3, 4] == 0
     assert_like(found["input"], expected_found["input"], 1e-6)
     assert_like(found["weight"], expected_found["weight"], 1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_an_infinity_stays_in_its_group(width: int, name: str) -> None:
+    """Narrow groups share vectors, where a product with zero would spread it."""
+    case = Case("narrow", C=32, Co=32, groups=32 // width, N=1)
+    tensors = case.tensors(torch.float32)
+    assert tensors[0] is not None
+    tensors[0][:, 5] = math.inf
+    with backend(name):
+        output, found, _ = gradients(ours, case, tensors)
+    group = 5 // width
+    mine = torch.arange(32) // width == group
+    assert output[:, ~mine].isfinite().all()
+    assert not output[:, mine].isfinite().all()
+    assert found["weight"][~mine].isfinite().all()
+    assert found["input"][:, ~mine].isfinite().all()
 
 
 @each_backend
