@@ -101,6 +101,13 @@ def backend(name: str) -> Iterator[None]:
         raise ValueError(f"name: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
     if reason := available_backends()[name]:
         raise RuntimeError(f"backend {name!r} can't be used here: {reason}")
+    with using(name):
+        yield
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """``backend`` without its checks, for a backend that ran before."""
     token = _forced.set(name)
     try:
         yield
