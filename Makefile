@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench wheel-check clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/ops.py
+
+# The wheel under the oldest supported torch and under this one; downloads 3 GB the first time.
+wheel-check: setup
+	$(BIN)/python tools/wheel_check.py
 
 clean:
 	rm -rf build runs src/torchdcn/_C*.so $(STAMP)

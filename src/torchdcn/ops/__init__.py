@@ -2,5 +2,6 @@
 
 from .backends import available_backends, backend, instruction_set
 from .deform_conv2d import deform_conv2d
+from .torchvision import accelerate_torchvision
 
-__all__ = ["available_backends", "backend", "deform_conv2d", "instruction_set"]
+__all__ = ["accelerate_torchvision", "available_backends", "backend", "deform_conv2d", "instruction_set"]
