@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import nn, ops
 
 if TYPE_CHECKING:
-    from . import analysis, data, evaluation, models, plotting, training
+    from . import analysis, data, evaluation, interop, models, plotting, training
     from .detections import Detections
     from .detector import Detector
 
@@ -23,6 +23,7 @@ __all__ = [
     "analysis",
     "data",
     "evaluation",
+    "interop",
     "models",
     "nn",
     "ops",

@@ -1,6 +1,6 @@
 """The command line: ``torchdcn VERB``, one small function a verb."""
 
-from . import demo, detect, evaluate, models, train
+from . import bench, demo, detect, evaluate, export, models, train
 from .app import app, main
 
-__all__ = ["app", "demo", "detect", "evaluate", "main", "models", "train"]
+__all__ = ["app", "bench", "demo", "detect", "evaluate", "export", "main", "models", "train"]

@@ -29,8 +29,10 @@ app = typer.Typer(
 FAULT, USAGE = 1, 2
 
 
-def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def verb(name: str, example: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function as ``torchdcn NAME``, with ``--verbose`` and an example under its help.
+
+    With a ``group`` it is ``torchdcn GROUP NAME``.
 
     The help is the docstring's first paragraph.
     """
@@ -52,7 +54,7 @@ def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..
         command.__signature__ = signature.replace(parameters=[*parameters, verbose])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in [*parameters, verbose]}
         text = (inspect.getdoc(function) or "").split("\n\n", 1)[0]
-        app.command(name, help=text, epilog=f"Example: [bold]{example}[/bold]")(command)
+        group.command(name, help=text, epilog=f"Example: [bold]{example}[/bold]")(command)
         return function
 
     return register

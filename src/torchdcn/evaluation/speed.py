@@ -6,124 +6,272 @@ hold where absolute times don't.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..ops import deform_conv2d
+from ..ops import instruction_set
+from .contenders import DENSE, ONNXRUNTIME, OURS, RESNET50, SCALING, VARIED, Shape, operator_contenders
+from .memory import Job, extra_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+__all__ = [
+    "DENSE",
+    "OURS",
+    "RESNET50",
+    "SCALING",
+    "VARIED",
+    "Measurement",
+    "Shape",
+    "bench_operator",
+    "geometric_means",
+    "machine",
+    "measure",
+    "measure_times",
+    "operator_contenders",
+    "ratios",
+    "with_memory",
+]
 
-@dataclass(frozen=True)
-class Shape:
-    """A 3x3 convolution with padding 1, ``channels`` to ``channels``, on ``[batch, channels, height, width]``."""
-
-    channels: int
-    height: int
-    width: int
-    batch: int = 1
-    deform_groups: int = 1
-
-    def __str__(self) -> str:
-        groups = f", {self.deform_groups} deformable groups" if self.deform_groups > 1 else ""
-        return f"{self.batch} x {self.channels} @ {self.height}x{self.width}{groups}"
-
-
-RESNET50 = (Shape(128, 100, 168), Shape(256, 50, 84), Shape(512, 25, 42))
-"""The 3x3 convolutions of c3, c4 and c5 of a ResNet-50 that sees an image of 800 x 1344."""
-
-OURS, DENSE, PEER = "torchdcn", "dense", "torchvision"
+PAUSE = 0.002  # seconds in which the threads that served the contender before fall asleep
 
 
 def measure(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender over so many rounds, after one that isn't counted.
+    """Median seconds of each contender: see :func:`measure_times`.
 
     Example:
         >>> from torchdcn.evaluation.speed import measure
         >>> sorted(measure({"a": lambda: sum(range(9)), "b": lambda: None}, rounds=3))
         ['a', 'b']
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in range(rounds + 1):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
-            contender()
-            if run:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return {name: statistics.median(times) for name, times in measure_times(contenders, rounds).items()}
 
 
-def operator_contenders(
-    shape: Shape, training: bool, dtype: torch.dtype = torch.float32, peers: bool = True
-) -> dict[str, Callable[[], object]]:
-    """Calls of the dense convolution, of ours and of torchvision's, each on tensors of its own.
+def measure_times(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, wait: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each contender in every one of so many rounds, after one that isn't counted.
+
+    A contender that takes more than a tenth of a second and five times as long as the fastest takes part in the first,
+    the middle and the last round only.
 
     Args:
-        shape: What to convolve.
-        training: Forward and backward (input, offset, mask, weight) instead of forward alone.
-        dtype: Of the features and weights; offsets are drawn from N(0, 2) pixels.
-        peers: Whether to include torchvision's operator, which may take minutes.
+        contenders: Called in turn.
+        rounds: How often.
+        wait: Called before the clock is read, to wait for what runs on a device.
+
+    Raises:
+        ValueError: There are no rounds.
+
+    Example:
+        >>> from torchdcn.evaluation.speed import measure_times
+        >>> [len(times) for times in measure_times({"a": lambda: None}, rounds=3).values()]
+        [3]
     """
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(channels: int) -> Tensor:
-        return torch.randn(shape.batch, channels, shape.height, shape.width, generator=generator).to(dtype)
-
-    taps = 9 * shape.deform_groups
-    input, offset, mask = draw(shape.channels), 2 * draw(2 * taps), draw(taps).sigmoid()
-    weight = torch.randn(shape.channels, shape.channels, 3, 3, generator=generator).to(dtype) / shape.channels
-    last = input.contiguous(memory_format=torch.channels_last)
-
-    def dense(x: Tensor, w: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x, w, padding=1)
-
-    def ours(x: Tensor, w: Tensor, o: Tensor, m: Tensor) -> Tensor:
-        return deform_conv2d(x, o, w, padding=1, mask=m)
-
-    def torchvisions(x: Tensor, w: Tensor, o: Tensor, m: Tensor) -> Tensor:
-        from torchvision.ops import deform_conv2d as peer
-
-        return peer(x, o, w, padding=1, mask=m)  # type: ignore[no-any-return]
-
-    calls: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-        f"{DENSE}, contiguous": (dense, (input, weight)),
-        f"{DENSE}, channels-last": (dense, (last, weight.contiguous(memory_format=torch.channels_last))),
-        f"{OURS}, contiguous": (ours, (input, weight, offset, mask)),
-        f"{OURS}, channels-last": (ours, (last, weight, offset, mask)),
-    }
-    if peers and dtype != torch.bfloat16:  # which torchvision has no kernel for
-        calls[PEER] = (torchvisions, (input, weight, offset, mask))
-    return {name: _call(function, tensors, training) for name, (function, tensors) in calls.items()}
-
-
-def _call(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], training: bool) -> Callable[[], object]:
-    if not training:
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return function(*tensors)
-
-        return forward
-    leaves = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in tensors]
-    cotangent = torch.ones_like(function(*leaves).detach())
-    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for_slow = {1, (1 + rounds) // 2, rounds}
+    slow: set[str] = set()
+    for run in range(rounds + 1):
+        for name, contender in contenders.items():
+            if name in slow and run not in for_slow:
+                continue
+            if name == ONNXRUNTIME:  # it has threads of its own
+                time.sleep(PAUSE)
+            wait()
+            start = time.perf_counter()
+            contender()
+            wait()
+            if run:
+                seconds[name].append(time.perf_counter() - start)
+        if run == 1:
+            fastest = min((times[0] for times in seconds.values()), default=0.0)
+            slow = {name for name, times in seconds.items() if times[0] > max(0.1, 5 * fastest)}
+    return seconds
 
 
 def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Each contender's time over that of the dense convolution in its faster layout."""
+    """Each contender's time over that of the dense convolution in its faster layout.
+
+    Example:
+        >>> from torchdcn.evaluation.speed import ratios
+        >>> ratios({"dense, contiguous": 2.0, "dense, channels-last": 1.0, "torchdcn, contiguous": 3.0})
+        {'dense, contiguous': 2.0, 'dense, channels-last': 1.0, 'torchdcn, contiguous': 3.0}
+    """
     base = min(time for name, time in seconds.items() if name.startswith(DENSE))
     return {name: time / base for name, time in seconds.items()}
 
 
-def machine() -> str:
-    """What the figures were taken on, in one line."""
-    features = [n for n in ("AVX512", "AVX2") if n in torch.backends.cpu.get_cpu_capability()]
-    name = platform.processor() or platform.machine()
-    return f"{name} {' '.join(features)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+@dataclass(frozen=True)
+class Measurement:
+    """One shape, forward or forward and backward: what each contender took."""
+
+    shape: Shape
+    training: bool
+    dtype: str
+    device: str
+    threads: int
+    times: dict[str, list[float]]  # seconds of each round
+    absent: dict[str, str] = field(default_factory=dict)  # why a peer isn't there
+    extra_bytes: dict[str, int | None] = field(default_factory=dict)  # beyond inputs, outputs and gradients
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The median of each contender."""
+        return {name: statistics.median(times) for name, times in self.times.items()}
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Over the dense convolution in its faster layout."""
+        return ratios(self.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        contenders = {
+            name: {
+                "milliseconds": 1000 * seconds,
+                "x_dense": self.ratios[name],
+                "milliseconds_by_round": [1000 * one for one in self.times[name]],
+                "extra_bytes": self.extra_bytes.get(name),
+            }
+            for name, seconds in self.seconds.items()
+        }
+        return {
+            "shape": asdict(self.shape) | {"padding": self.shape.padding, "name": str(self.shape)},
+            "pass": "forward + backward" if self.training else "forward",
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": self.threads,
+            "contenders": contenders,
+            "absent": self.absent,
+        }
+
+
+def bench_operator(
+    shapes: Sequence[Shape],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: Sequence[int] = (),
+    passes: Sequence[bool] = (False, True),
+    rounds: int = 15,
+    peers: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Measurement]:
+    """Times deformable convolution, for every number of threads, shape and pass in turn.
+
+    Args:
+        shapes: What to convolve.
+        dtype: Of all tensors, by its name in torch.
+        device: Where to run.
+        threads: Numbers of threads, of torch and of onnxruntime; by default torch's present one.
+        passes: False for forward, True for forward and backward.
+        rounds: See :func:`measure_times`.
+        peers: Whether torchvision and onnxruntime take part.
+        progress: Called with (done, in all).
+
+    Example:
+        >>> from torchdcn.evaluation.speed import Shape, bench_operator
+        >>> forward, _ = bench_operator([Shape(8, 5, 6)], rounds=1, peers=False)
+        >>> sorted(forward.seconds)
+        ['dense, channels-last', 'dense, contiguous', 'torchdcn, channels-last', 'torchdcn, contiguous']
+    """
+    place = torch.device(device)
+    found: list[Measurement] = []
+    counts = threads or [torch.get_num_threads()]
+    total = len(counts) * len(shapes) * len(passes)
+    for count in counts:
+        with _threads(count):
+            for shape in shapes:
+                for training in passes:
+                    if progress:
+                        progress(len(found), total)
+                    lineup = operator_contenders(shape, training, getattr(torch, dtype), peers, place)
+                    times = measure_times(lineup.calls, rounds, _wait_for(place))
+                    found.append(Measurement(shape, training, dtype, device, count, times, lineup.absent))
+    return found
+
+
+def with_memory(
+    measurements: Sequence[Measurement], progress: Callable[[int, int], object] | None = None
+) -> list[Measurement]:
+    """Adds to each measurement the memory its contenders take, where that can be measured.
+
+    All of them must have been made on one device, with the same number of threads.
+    """
+    if not measurements:
+        return []
+    jobs = [Job(name, m.shape, m.training, m.dtype) for m in measurements for name in m.times]
+    first = measurements[0]
+    found = iter(extra_memory(jobs, first.threads, first.device, progress))
+    return [
+        Measurement(
+            m.shape, m.training, m.dtype, m.device, m.threads, m.times, m.absent, {n: next(found) for n in m.times}
+        )
+        for m in measurements
+    ]
+
+
+def geometric_means(measurements: Sequence[Measurement]) -> dict[str, float]:
+    """Of each contender's ratios, for those that took part in every measurement."""
+    names = [name for name in measurements[0].times if all(name in m.times for m in measurements)]
+    return {name: math.prod(m.ratios[name] for m in measurements) ** (1 / len(measurements)) for name in names}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _wait_for(device: torch.device) -> Callable[[], object]:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def machine(device: str = "cpu") -> dict[str, str]:
+    """What figures are taken on, besides the number of threads.
+
+    Example:
+        >>> from torchdcn.evaluation.speed import machine
+        >>> list(machine())
+        ['CPU', 'cores', 'instruction set', 'torch', 'system']
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        ours = instruction_set()
+    except RuntimeError:
+        ours = "none: the slow reference runs"
+    found = {
+        "CPU": _processor(),
+        "cores": str(cores),
+        "instruction set": f"{ours} (torch: {torch.backends.cpu.get_cpu_capability()})",
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+    if device.startswith("cuda"):
+        found = {"GPU": torch.cuda.get_device_name(device), **found}
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
