@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,21 @@ if TYPE_CHECKING:
 Size = int | tuple[int, int]
 
 
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least  # NumPy's ints too
+
+
 def _pair(value: Size, name: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(_is_count(n, least) for n in pair):
         raise ValueError(f"{name}: expected an int or a pair of ints of at least {least}, got {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
+
+
+def _check_divisor(value: int, name: str, channels: dict[str, int]) -> None:
+    for whose, n in channels.items():
+        if not _is_count(value, 1) or n % value:
+            raise ValueError(f"{name}: expected a divisor of {whose}={n}, got {value!r}")
 
 
 class DeformConv2d(nn.Module):
@@ -37,7 +48,7 @@ class DeformConv2d(nn.Module):
         bias: Whether to add a learned ``[Co]``.
 
     Raises:
-        ValueError: ``groups`` does not divide the channels.
+        ValueError: An argument that isn't such a number, or ``groups`` that does not divide the channels.
 
     Example:
         >>> import torch
@@ -59,9 +70,11 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if groups < 1 or channels % groups:
-                raise ValueError(f"groups: expected a divisor of {name}={channels}, got {groups}")
+        channels = {"in_channels": in_channels, "out_channels": out_channels}
+        for name, value in channels.items():
+            if not _is_count(value, 1):
+                raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+        _check_divisor(groups, "groups", channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair(kernel_size, "kernel_size", 1)
@@ -70,7 +83,8 @@ class DeformConv2d(nn.Module):
         self.dilation = _pair(dilation, "dilation", 1)
         self.groups = groups
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -116,7 +130,8 @@ class DeformConv2dPack(DeformConv2d):
         bias: Whether to add a learned ``[Co]``.
 
     Raises:
-        ValueError: ``groups`` or ``deform_groups`` does not divide the channels.
+        ValueError: An argument that isn't such a number, or ``groups`` or ``deform_groups`` that does not divide
+            the channels.
 
     Example:
         >>> import torch
@@ -140,8 +155,7 @@ class DeformConv2dPack(DeformConv2d):
         bias: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        if deform_groups < 1 or in_channels % deform_groups:
-            raise ValueError(f"deform_groups: expected a divisor of in_channels={in_channels}, got {deform_groups}")
+        _check_divisor(deform_groups, "deform_groups", {"in_channels": in_channels})
         self.deform_groups = deform_groups
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.conv_offset = nn.Conv2d(
@@ -152,17 +166,42 @@ class DeformConv2dPack(DeformConv2d):
             self.padding,
             self.dilation,
         )
+        self._reset_offset()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as ``nn.Conv2d`` does; what predicts the offsets goes back to zero."""
+        super().reset_parameters()
+        if "conv_offset" in self._modules:  # the parent's constructor calls this before there is one
+            self._reset_offset()
+
+    def _reset_offset(self) -> None:
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]  # it has one
 
+    def _prediction(self, input: Tensor) -> Tensor:
+        """``conv_offset``'s output, for a batch only: it would take a single map, where channels come first.
+
+        In float32 under autocast too: bfloat16 knows a position of 16 pixels to a sixteenth of a pixel only.
+        """
+        if input.dim() != 4:
+            raise ValueError(f"input: expected [N, {self.in_channels}, H, W], got shape {list(input.shape)}")
+        if torch.is_autocast_enabled(input.device.type) and self.conv_offset.weight.dtype == torch.float32:
+            with torch.autocast(input.device.type, enabled=False):
+                return cast("Tensor", self.conv_offset(input.float()))
+        return cast("Tensor", self.conv_offset(input))
+
     def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offset ``[N, 2 G K, Ho, Wo]`` in pixels, and mask ``[N, G K, Ho, Wo]`` or None, for an input."""
-        return self.conv_offset(input), None
+        return self._prediction(input), None
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]  # it makes what its parent is given
         """``[N, C, H, W]`` to ``[N, Co, Ho, Wo]``."""
         offset, mask = self.predict(input)
         return super().forward(input, offset, mask)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, as ``nn.Conv2d`` prints them."""
+        return super().extra_repr() + (f", deform_groups={self.deform_groups}" if self.deform_groups != 1 else "")
 
 
 class ModulatedDeformConv2dPack(DeformConv2dPack):
@@ -183,9 +222,8 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
 
     def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offset ``[N, 2 G K, Ho, Wo]`` in pixels, and mask ``[N, G K, Ho, Wo]`` in 0..1, for an input."""
-        prediction = self.conv_offset(input)
-        taps = prediction.shape[1] // 3
-        offset, logits = prediction.split([2 * taps, taps], dim=1)
+        taps = self.deform_groups * self.kernel_size[0] * self.kernel_size[1]
+        offset, logits = self._prediction(input).split([2 * taps, taps], dim=1)
         return offset, logits.sigmoid()
 
 
