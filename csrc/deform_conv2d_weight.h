@@ -21,12 +21,12 @@ template <class A>
 std::vector<Share> weight_shares(const Problem& p, int64_t narrow) {
   constexpr int64_t wide = 4 * kPanel<A>, most_sums = 128 * 1024;
   const int64_t Cg = p.group_in(), Og = narrow ? narrow : p.group_out(), K = p.taps(), threads = torch::stable::get_num_threads();
-  const int64_t wanted = threads > 1 ? 3 * threads : 1;
   const auto pieces = [](int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; };
   int64_t channels = std::min(wide, padded<A>(Cg)), outs = Og;
-  int64_t splits = pieces(wanted, p.groups * pieces(Cg, channels));
-  const int64_t taps = std::max<int64_t>(1, std::min(K / std::min(K, splits), most_sums / (channels * Og)));
-  splits = pieces(splits, pieces(K, taps));
+  int64_t splits = pieces(threads, p.groups * pieces(Cg, channels));
+  const int64_t most_taps = std::max<int64_t>(1, most_sums / (channels * Og));
+  const int64_t runs = pieces(K, std::min(most_taps, pieces(K, std::min(K, splits)))), taps = pieces(K, runs);
+  splits = pieces(splits, runs);
   if (splits > 1 && channels > kPanel<A>) {
     splits = pieces(splits, pieces(channels, kPanel<A>));
     channels = kPanel<A>;
