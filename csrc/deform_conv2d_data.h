@@ -46,12 +46,6 @@ struct DataTile {
   A dots[kSamples][4];  // of a column's gradient with each of its corners
 };
 
-template <class A>
-Buffer<A>& transposed_weight() {
-  thread_local Buffer<A> memory;
-  return memory;
-}
-
 template <class T>
 struct DataPass {
   using A = Sum<T>;
@@ -102,7 +96,7 @@ DataPass<T>::DataPass(const BackwardArguments<T>& args, int64_t narrow)
       narrow(narrow),
       parts(segments(args.problem)),
       per_tap(place(parts, narrow ? narrow : args.problem.group_out())),
-      weight(transposed_weight<A>(), per_tap * args.problem.taps()),
+      weight(packed_memory<A>(), per_tap * args.problem.taps()),
       nowhere(args.problem.C) {
   std::fill_n(nowhere.data(), args.problem.C, A(0));
   pack();

@@ -171,8 +171,7 @@ void forward(const ForwardArguments<T>& given) {
   if (narrow) args.problem.groups = 1;  // that is how the columns are gathered
   const Problem& p = args.problem;
   const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size, K = p.taps();
-  thread_local Buffer<A> memory;
-  const Kept<A> packed(memory, narrow ? K * padded<A>(p.C) * narrow : p.groups * Packed<A>::size(p.group_out(), K * p.group_in()));
+  const Kept<A> packed(packed_memory<A>(), narrow ? K * padded<A>(p.C) * narrow : p.groups * Packed<A>::size(p.group_out(), K * p.group_in()));
   if (narrow)
     pack_narrow(args.weight, K, narrow, 0, p.C, false, packed.data(), padded<A>(p.C) * narrow);
   else

@@ -203,6 +203,13 @@ class Kept {
   Buffer<T>& buffer_;
 };
 
+// Holds a call's packed weight: forward's, or backward's transposed one.
+template <class T>
+Buffer<T>& packed_memory() {
+  thread_local Buffer<T> memory;
+  return memory;
+}
+
 // Runs task(i) for i < count on torch's threads. Whoever is free takes the next: a task's result must not depend
 // on which thread runs it, and then nothing does.
 template <class Task>

@@ -16,13 +16,13 @@ pytestmark = [
 THREADS = 2
 MB = 10**6
 A_THREAD = 2 * MB  # its tile, its stack, its heap
-SLACK = 2 * MB  # huge pages, and threads that do or don't come to work in so short a call
+SLACK = 3 * MB  # huge pages, and threads that do or don't come to work in so short a call
 
 BASE = Shape(64, 64, 96)
 LARGER = {
     "base": BASE,
     "batch": replace(BASE, batch=6),
-    "map": Shape(64, 128, 192),
+    "map": Shape(64, 160, 240),
     "taps": replace(BASE, kernel=(7, 7)),
 }
 LAST, CONTIGUOUS = "torchdcn, channels-last", "torchdcn, contiguous"
@@ -65,7 +65,7 @@ def test_a_few_megabytes_a_thread_beyond_the_packed_weights(extra: dict, name: s
 @each_pass
 @pytest.mark.parametrize("name", ["batch", "map", "taps"])
 def test_does_not_grow_with(extra: dict, name: str, training: bool) -> None:
-    """Growing with it would be several images at least: the batch has six times, the map four times as much."""
+    """Growing with it would be several images at least: the batch has six times, the map 6 times as much."""
     assert image(LARGER["map"]) - image(BASE) > 2 * SLACK
     weights = packed_weights(LARGER[name], training) - packed_weights(BASE, training)
     growth = extra[LAST, name, training, "float32"] - extra[LAST, "base", training, "float32"]
