@@ -1,4 +1,5 @@
 // The kernels for x86-64 with AVX-512 (F, VL, BW, DQ). Only what is ours is compiled for it: the headers above are not.
+#include "deform_roi_pool.h"
 #include "problem.h"
 
 #if defined(__x86_64__)
@@ -14,6 +15,7 @@
 
 namespace torchdcn::avx512 {
 #include "deform_conv2d_kernels.h"
+#include "deform_roi_pool_kernels.h"
 }  // namespace torchdcn::avx512
 
 #if defined(__clang__)

@@ -69,7 +69,14 @@ struct Corners {
       const T *p2 = b.pixel[2] + channel, *p3 = b.pixel[3] + channel;
       const A w0 = b.weight[0], w1 = b.weight[1], w2 = b.weight[2], w3 = b.weight[3];
       A* const column = columns + i * stride;
-      for (int64_t c = 0; c < whole; c += lanes)
+      int64_t c = 0;
+      if constexpr (std::is_same_v<T, BFloat16>)
+        for (; c + 2 * lanes <= whole; c += 2 * lanes) {
+          const Pair q0 = load_pair(p0 + c), q1 = load_pair(p1 + c), q2 = load_pair(p2 + c), q3 = load_pair(p3 + c);
+          store_pair(column + c, {w0 * q0.even + w1 * q1.even + w2 * q2.even + w3 * q3.even,
+                                  w0 * q0.odd + w1 * q1.odd + w2 * q2.odd + w3 * q3.odd});
+        }
+      for (; c < whole; c += lanes)
         store(column + c, w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));
     }
     if (whole < count) gather_rest(samples, channel, count, columns, stride);

@@ -1,6 +1,6 @@
 // The operators as torch sees them: tensors to views, and the kernels of the best instruction set there is.
 // Python has checked shapes, dtypes and devices, and allocated the outputs (src/torchdcn/ops/deform_conv2d.py).
-#include "problem.h"
+#include "tensors.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -22,45 +22,6 @@ void* aligned_memory(size_t bytes) {
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Numbers = std::vector<int64_t>;
-
-enum class Isa { portable, avx2, avx512 };
-
-// What this CPU has, or what TORCHDCN_ISA asks for, if it has that too.
-Isa best_isa() {
-  static const Isa best = [] {
-    Isa found = Isa::portable;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found = Isa::avx2;
-    if (found == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-      found = Isa::avx512;
-#endif
-    const char* asked = std::getenv("TORCHDCN_ISA");
-    if (asked && !std::strcmp(asked, "portable")) found = Isa::portable;
-    if (asked && !std::strcmp(asked, "avx2")) found = std::min(found, Isa::avx2);
-    return found;
-  }();
-  return best;
-}
-
-// A dense tensor [N, C, H, W] is contiguous or channels-last. One of a single channel is both; then it is channels-last.
-template <class T>
-View<T> view(const Tensor& t) {
-  const auto size = t.sizes();
-  const int64_t C = size[1], P = size[2] * size[3];
-  const bool last = C == 1 || !t.is_contiguous();
-  return {static_cast<T*>(t.data_ptr()), C * P, last ? 1 : P, last ? C : 1};
-}
-
-template <class T>
-View<T> view(const std::optional<Tensor>& t) {
-  return t ? view<T>(*t) : View<T>{nullptr, 0, 0, 0};
-}
-
 template <class A>
 Field<A> field(const std::optional<Tensor>& t) {
   using Kind = typename Field<A>::Kind;
@@ -76,29 +37,6 @@ Problem problem(const Tensor& input, const Tensor& weight, const Tensor& offset,
   return {in[0],     in[1],     in[2],      in[3],      w[0],        w[2],        w[3],   out[2],
           out[3],    stride[0], stride[1],  padding[0], padding[1],  dilation[0], dilation[1], groups, deform_groups};
 }
-
-// Calls function<T>() for the dtype of the features.
-template <class Function>
-void for_dtype(const Tensor& input, Function&& function) {
-  switch (input.scalar_type()) {
-    case ScalarType::Float: return function(float{});
-    case ScalarType::Double: return function(double{});
-    case ScalarType::BFloat16: return function(BFloat16{});
-    case ScalarType::Half: return function(Half{});
-    default: STD_TORCH_CHECK(false, "torchdcn: no kernel for this dtype");
-  }
-}
-
-#if defined(__x86_64__)
-#define TORCHDCN_DISPATCH(call)                      \
-  switch (best_isa()) {                              \
-    case Isa::avx512: return avx512::call;           \
-    case Isa::avx2: return avx2::call;               \
-    default: return portable::call;                  \
-  }
-#else
-#define TORCHDCN_DISPATCH(call) return portable::call;
-#endif
 
 void deform_conv2d(Tensor input, Tensor offset, std::optional<Tensor> mask, Tensor weight, Numbers stride,
                    Numbers padding, Numbers dilation, int64_t groups, int64_t deform_groups, Tensor output) {

@@ -26,12 +26,46 @@ inline Vector<A> broadcast(A a) {
   return a - Vector<A>{};
 }
 
+// Lanes of two vectors, counted through both.
+template <class A, class Indices>
+inline Vector<A> shuffle(Vector<A> a, Vector<A> b, Indices at) {
+#if defined(__clang__)
+  Vector<A> result;
+  for (int i = 0; i < kLanes<A>; ++i) result[i] = at[i] < kLanes<A> ? a[at[i]] : b[at[i] - kLanes<A>];
+  return result;
+#else
+  return __builtin_shuffle(a, b, at);
+#endif
+}
+
 // 16-bit features become float32 on their way in: bfloat16 is the upper half of a float32; float16 is shifted into
 // place and its exponent rebased by a multiplication, which gets subnormals right.
 inline Vector<float> load(const BFloat16* from) {
   constexpr int n = kLanes<float>;
   const auto bits = __builtin_convertvector(*reinterpret_cast<const VectorOf<uint16_t, n>::type*>(from), VectorOf<uint32_t, n>::type);
   return reinterpret_cast<Vector<float>>(bits << 16);
+}
+
+// Twice as many: those at even places, and those at odd ones, which need no widening.
+struct Pair {
+  Vector<float> even, odd;
+};
+
+inline Pair load_pair(const BFloat16* from) {
+  using U = VectorOf<uint32_t, kLanes<float>>::type;
+  const U both = *reinterpret_cast<const U*>(from);
+  return {reinterpret_cast<Vector<float>>(both << 16), reinterpret_cast<Vector<float>>(both & 0xffff0000u)};
+}
+
+inline void store_pair(float* to, Pair v) {
+  constexpr int n = kLanes<float>;
+  VectorOf<int32_t, n>::type low, high;
+  for (int i = 0; i < n; ++i) {
+    low[i] = i / 2 + i % 2 * n;
+    high[i] = low[i] + n / 2;
+  }
+  store(to, shuffle<float>(v.even, v.odd, low));
+  store(to + n, shuffle<float>(v.even, v.odd, high));
 }
 
 inline Vector<float> load(const Half* from) {
@@ -115,15 +149,8 @@ inline void transpose(Vector<A> (&block)[kLanes<A>]) {
   for (int round = 1; round < n; round *= 2) {
     Vector<A> next[n];
     for (int i = 0; i < n / 2; ++i) {
-#if defined(__clang__)
-      for (int j = 0; j < n; ++j) {
-        next[2 * i][j] = low[j] < n ? block[i][low[j]] : block[i + n / 2][low[j] - n];
-        next[2 * i + 1][j] = high[j] < n ? block[i][high[j]] : block[i + n / 2][high[j] - n];
-      }
-#else
-      next[2 * i] = __builtin_shuffle(block[i], block[i + n / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(block[i], block[i + n / 2], high);
-#endif
+      next[2 * i] = shuffle<A>(block[i], block[i + n / 2], low);
+      next[2 * i + 1] = shuffle<A>(block[i], block[i + n / 2], high);
     }
     for (int i = 0; i < n; ++i) block[i] = next[i];
   }

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -32,9 +34,52 @@ def test_an_unknown_backend_is_named() -> None:
         backend("cuda").__enter__()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here Triton has a device")
 def test_a_backend_that_is_missing_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"backend 'triton' can't be used here: .*no Triton kernels"):
+    with pytest.raises(RuntimeError, match=r"backend 'triton' can't be used here: .* set TRITON_INTERPRET=1"):
         backend("triton").__enter__()
+
+
+def test_triton_serves_cuda_and_no_other_device() -> None:
+    pytest.importorskip("triton")
+    assert backends.backend_for(torch.device("cuda")) == "triton"
+    with backends.using("triton"), pytest.raises(RuntimeError, match="serves CUDA tensors only, got a tensor on cpu"):
+        backends.backend_for(torch.device("cpu"))
+
+
+def test_without_triton_the_reference_serves_cuda_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdcn.ops.triton", None)
+    reason = backends._load_triton.__wrapped__()
+    assert "pip install triton" in reason
+    monkeypatch.setattr(backends, "_load_triton", lambda: reason)
+    backends._serves.cache_clear()
+    backends._warn_once.cache_clear()
+    device = torch.device("cuda")
+    with pytest.warns(UserWarning, match="slow reference implementation on cuda: Triton does not import"):
+        assert backends.backend_for(device) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.backend_for(device) == "reference"
+    backends._serves.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here capabilities are real")
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "reference"), ((8, 0), "triton"), ((12, 1), "triton")])
+def test_gpus_before_ampere_run_the_reference(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(backends, "_load_triton", lambda: "")
+    monkeypatch.setattr(backends, "_warn_once", lambda *_: None)
+    backends._serves.cache_clear()
+    assert backends.backend_for(torch.device("cuda", 0)) == expected
+    backends._serves.cache_clear()
+
+
+def test_importing_torchdcn_imports_no_triton() -> None:
+    code = "import sys, torchdcn; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_cpp_serves_no_other_device() -> None:

@@ -324,7 +324,7 @@ def settings_of(name: str, **overrides: Any) -> Settings:
         raise TypeError(f"name: expected one of list_models(), got {name!r}")
     if name in _WITH_POOLING:
         raise ValueError(
-            f"name: {name!r} needs deformable RoI pooling, which this version of torchdcn does not have yet; "
+            f"name: {name!r} needs deformable RoI pooling, which no detector of this version has yet; "
             "names without 'dpool', 'mdpool' and 'dcnv2' are there"
         )
     if name not in MODELS:

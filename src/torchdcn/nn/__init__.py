@@ -1,6 +1,16 @@
 """Layers over the operators."""
 
 from .deform_conv import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack, offset_parameters
+from .deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from .surgery import deformable
 
-__all__ = ["DeformConv2d", "DeformConv2dPack", "ModulatedDeformConv2dPack", "deformable", "offset_parameters"]
+__all__ = [
+    "DeformConv2d",
+    "DeformConv2dPack",
+    "DeformRoIPool",
+    "DeformRoIPoolPack",
+    "ModulatedDeformConv2dPack",
+    "ModulatedDeformRoIPoolPack",
+    "deformable",
+    "offset_parameters",
+]

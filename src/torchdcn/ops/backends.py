@@ -1,4 +1,4 @@
-"""Which implementation runs where: the C++ kernels on a CPU, the reference anywhere else."""
+"""Which implementation runs where: C++ kernels on a CPU, Triton kernels on NVIDIA GPUs, the reference elsewhere."""
 
 from __future__ import annotations
 
@@ -45,6 +45,40 @@ def _load_cpp() -> str:
     return ""
 
 
+@cache
+def _load_triton() -> str:
+    """Loads the Triton kernels; returns "" or why they are missing."""
+    if torch.version.hip:
+        return "the Triton kernels were made for NVIDIA GPUs; this is a build of torch for AMD's"
+    try:
+        from .triton import launch  # noqa: F401  # takes half a second, and not every platform has Triton
+    except ImportError as error:
+        return f"Triton does not import ({error}); install it with `pip install triton`"
+    return ""
+
+
+def _interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors: for tests, and to step through a kernel."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _triton_reason() -> str:
+    if not (torch.cuda.is_available() or _interpreted()):
+        return (
+            "torch finds no CUDA device; to run the kernels on CPU tensors, slowly, set TRITON_INTERPRET=1 before "
+            "Python starts"
+        )
+    return _load_triton()
+
+
+@cache
+def _serves(device: torch.device) -> str:
+    """Returns "" where Triton kernels serve a CUDA device, or why not."""
+    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"the Triton kernels need compute capability 8.0, {device} has {'.'.join(map(str, capability))}"
+    return _load_triton()
+
+
 def instruction_set() -> str:
     """What the C++ kernels run on here: the best this CPU has, or ``TORCHDCN_ISA`` if that is less.
 
@@ -72,7 +106,7 @@ def available_backends() -> dict[str, str]:
     return {
         "reference": "",
         "cpp": _load_cpp(),
-        "triton": "this version of torchdcn has no Triton kernels yet",
+        "triton": _triton_reason(),
     }
 
 
@@ -85,7 +119,8 @@ def backend(name: str) -> Iterator[None]:
     backward each for itself.
 
     Args:
-        name: ``"reference"`` (plain PyTorch, any device), ``"cpp"`` (CPU) or ``"triton"`` (CUDA).
+        name: ``"reference"`` (plain PyTorch, any device), ``"cpp"`` (CPU) or ``"triton"`` (CUDA; CPU tensors too where
+            ``TRITON_INTERPRET=1`` was set before Python started, which is for tests).
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -120,15 +155,21 @@ def backend_for(device: torch.device) -> str:
     forced = _forced.get()
     if forced == "cpp" and device.type not in ("cpu", "meta"):
         raise RuntimeError(f'backend("cpp") serves CPU tensors only, got a tensor on {device}')
+    if forced == "triton" and device.type not in ("cuda", "meta") and not (device.type == "cpu" and _interpreted()):
+        raise RuntimeError(f'backend("triton") serves CUDA tensors only, got a tensor on {device}')
     if forced is not None:
         return forced
     if device.type == "cpu":
         if not _load_cpp():
             return "cpp"
-        _warn_once(_load_cpp())
+        _warn_once("the CPU", _load_cpp())
+    elif device.type == "cuda":
+        if not _serves(device):
+            return "triton"
+        _warn_once(str(device), _serves(device))
     return "reference"
 
 
 @cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(f"torchdcn runs its slow reference implementation on the CPU: {reason}", stacklevel=4)
+def _warn_once(where: str, reason: str) -> None:
+    warnings.warn(f"torchdcn runs its slow reference implementation on {where}: {reason}", stacklevel=4)

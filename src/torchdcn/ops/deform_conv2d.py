@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 from . import reference
-from .backends import library
+from .backends import backend_for, library
 from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
 from .kernel_operator import KernelOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -80,7 +81,15 @@ def deform_conv2d(
         input, offset, mask, weight, as_pair(stride, "stride"), as_pair(padding, "padding"),
         as_pair(dilation, "dilation"), groups, deform_groups,
     )  # fmt: skip
-    return output if bias is None else output + bias.to(output.dtype)
+    return output if bias is None else _plus_bias(output, bias.to(output.dtype))
+
+
+def _plus_bias(output: Tensor, bias: Tensor) -> Tensor:
+    """In place where nobody else holds the output, which spares its size in memory; transforms and traces don't say."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if transformed or torch.compiler.is_compiling() or backend_for(output.device) != "cpp":
+        return output + bias
+    return output.add_(bias)
 
 
 def _checked_bias(bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:  # [1, Co, 1, 1]
@@ -162,6 +171,13 @@ library.define(
     "Tensor(b!)? grad_offset, Tensor(c!)? grad_mask, Tensor(d!)? grad_weight) -> ()"
 )
 
+
+def _triton() -> tuple[Callable[..., None], Callable[..., None]]:
+    from .triton import launch  # only where it is used: importing Triton takes half a second
+
+    return launch.forward, launch.backward
+
+
 KernelOperator(
     "deform_conv2d",
     tensors=4,
@@ -170,4 +186,5 @@ KernelOperator(
     contiguous=(3,),
     check=_check,
     reference=reference.deform_conv2d,
+    triton=_triton,
 ).register()

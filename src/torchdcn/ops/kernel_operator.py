@@ -66,7 +66,8 @@ class KernelOperator:
     These schemas must be defined before: the operator itself; ``name_backward``, which takes grad_output,
     the operator's arguments and ``bool[] output_mask``, and gives a gradient for each of ``differentiable`` (an empty
     tensor where it isn't wanted or there is no such argument); and the kernels ``_name_cpp``, which takes a tensor for
-    the output besides, and ``_name_backward_cpp``, which takes the gradients to write, None where not wanted.
+    the output besides, and ``_name_backward_cpp``, which takes the gradients to write, None where not wanted. The
+    two functions that ``triton`` returns have the signatures of these kernels.
     """
 
     name: str
@@ -76,15 +77,26 @@ class KernelOperator:
     contiguous: tuple[int, ...]  # those whose kernels know no channels-last
     check: Callable[..., tuple[int, ...]]  # raises what is wrong with the arguments, or gives the output's shape
     reference: Callable[..., Tensor]
+    triton: Callable[[], tuple[Callable[..., None], Callable[..., None]]] | None  # imports the kernels of CUDA, if any
+    # Whether the reference's steps can be recorded for these arguments; else the operator stays one step of a graph.
+    traceable: Callable[..., bool] = lambda *_: True
 
     def __post_init__(self) -> None:
         """Looks the operators up once: by name it would cost more than a small check."""
         ops = torch.ops.torchdcn
         self.value: Callable[..., Tensor] = getattr(ops, self.name).default
         self.gradients: Callable[..., Any] = getattr(ops, f"{self.name}_backward").default
-        # The C++ kernels; nothing answers to their names before the extension is loaded.
-        self.kernel: Callable[..., None] = getattr(ops, f"_{self.name}_cpp").default
-        self.backward_kernel: Callable[..., None] = getattr(ops, f"_{self.name}_backward_cpp").default
+        # Nothing answers to these names before the extension is loaded.
+        self.cpp = getattr(ops, f"_{self.name}_cpp").default, getattr(ops, f"_{self.name}_backward_cpp").default
+
+    def kernels(self, backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        """A backend's kernels, for the value and for the gradients."""
+        return self.triton() if backend == "triton" and self.triton else self.cpp
+
+    def backend_for(self, device: torch.device) -> str:
+        """The backend that serves a device's tensors: the reference where there is no Triton kernel yet."""
+        found = backend_for(device)
+        return "reference" if found == "triton" and self.triton is None else found
 
     def register(self) -> None:
         """Gives the defined schemas their implementations, on all devices and under all transforms."""
@@ -113,10 +125,11 @@ def _fake(op: KernelOperator, *arguments: Any) -> Tensor:
 
 
 def _forward(op: KernelOperator, *arguments: Any) -> Tensor:
-    if backend_for(arguments[0].device) == "reference":
+    backend = op.backend_for(arguments[0].device)
+    if backend == "reference":
         return _by_reference(op, *arguments)
     output = _empty(op.check(*arguments), arguments[0])
-    op.kernel(*_for_kernel(op, arguments), output)
+    op.kernels(backend)[0](*_for_kernel(op, arguments), output)
     return output
 
 
@@ -162,7 +175,8 @@ def _fake_backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> 
 
 
 def _backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    if backend_for(arguments[0].device) == "reference":
+    backend = op.backend_for(arguments[0].device)
+    if backend == "reference":
         return _gradients_by_reference(op, grad_output, *arguments)
     gradients = _fake_backward(op, grad_output, *arguments)
     *forward_arguments, output_mask = arguments
@@ -172,7 +186,7 @@ def _backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> tuple
             op.differentiable, _wanted(op, forward_arguments, output_mask), gradients, strict=True
         )
     ]
-    op.backward_kernel(dense(grad_output), *_for_kernel(op, forward_arguments), *written)
+    op.kernels(backend)[1](dense(grad_output), *_for_kernel(op, forward_arguments), *written)
     for gradient, result in zip(gradients, written, strict=True):
         if result is not None and result is not gradient:  # contiguous() had to make another
             gradient.copy_(result)
@@ -215,7 +229,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, op: KernelOperator, *arguments: Any) -> Tensor:
         ctx.save_for_backward(*arguments[: op.tensors])
         ctx.op, ctx.numbers = op, arguments[op.tensors :]
-        ctx.backend = backend_for(arguments[0].device)
+        ctx.backend = op.backend_for(arguments[0].device)
         return _value(op, *arguments)
 
     @staticmethod
@@ -259,7 +273,7 @@ class _Backward(torch.autograd.Function):
 
 def _autograd(op: KernelOperator, *arguments: Any) -> Tensor:
     tensors = arguments[: op.tensors]
-    if _has_tangent(tensors) or backend_for(arguments[0].device) == "reference":
+    if _has_tangent(tensors) or _answers_by_reference(op, arguments):
         return _by_reference(op, *arguments)
     if _needs_gradient(tensors):
         return _Forward.apply(op, *arguments)  # type: ignore[no-any-return]
@@ -268,11 +282,16 @@ def _autograd(op: KernelOperator, *arguments: Any) -> Tensor:
 
 def _autograd_backward(op: KernelOperator, *arguments: Any) -> tuple[Tensor, ...]:
     tensors = arguments[: 1 + op.tensors]
-    if _has_tangent(tensors) or backend_for(arguments[0].device) == "reference":
+    if _has_tangent(tensors) or _answers_by_reference(op, arguments[1:-1]):
         return _gradients_by_reference(op, *arguments)
     if _needs_gradient(tensors):
         return _Backward.apply(op, *arguments)  # type: ignore[no-any-return]
     return _gradients(op, *arguments)
+
+
+def _answers_by_reference(op: KernelOperator, arguments: Sequence[Any]) -> bool:
+    """Whether torch differentiates, and a graph records, the reference's own steps."""
+    return op.backend_for(arguments[0].device) == "reference" and op.traceable(*arguments)
 
 
 def _value(op: KernelOperator, *arguments: Any) -> Tensor:

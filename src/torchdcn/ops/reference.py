@@ -35,6 +35,7 @@ def bilinear(
     input: Tensor,  # [N, C, H, W]
     y: Tensor,  # [N, G, P]: one position for all C / G channels of a group
     x: Tensor,  # [N, G, P]
+    image: Tensor | None = None,  # [P]: which map each position is on, instead of one for each n; then N = G = 1 above
 ) -> Tensor:  # [N, C, P]
     """Samples a map that is zero outside, at any real position.
 
@@ -42,9 +43,9 @@ def bilinear(
     either coordinate gives NaN. The derivative is that of the cell which ``floor`` picks, so on a grid line it is
     the one from below and from the right, as in torchvision.
     """
-    N, C, H, W = input.shape
-    G, P = y.shape[1:]
-    maps = input.reshape(N * G, C // G, H * W)
+    C, H, W = input.shape[1:]
+    N, G, P = y.shape
+    maps = input.reshape(N * G, C // G, H * W) if image is None else input.transpose(0, 1).reshape(1, C, -1)
 
     # Far and NaN positions are parked at -2, where no corner of the cell lies on the map: neither converts to an
     # index, and infinity minus infinity would be NaN. What a NaN must give is added at the end; by way of a
@@ -58,7 +59,8 @@ def bilinear(
     for row, wy in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
         for column, wx in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
             inside = ((row >= 0) & (row < H) & (column >= 0) & (column < W)).unsqueeze(2)
-            index = (row.long().clamp(0, H - 1) * W + column.long().clamp(0, W - 1)).reshape(N * G, 1, P)
+            pixel = row.long().clamp(0, H - 1) * W + column.long().clamp(0, W - 1)
+            index = (pixel if image is None else pixel + image * (H * W)).reshape(N * G, 1, P)
             corner = maps.gather(2, index.expand(-1, C // G, -1)).reshape(N, G, C // G, P)
             # where(), not a product: what lies outside counts as 0 even if the pixel read instead is infinite.
             sampled = sampled + (wy * wx).unsqueeze(2) * torch.where(inside, corner, 0)
