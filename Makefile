@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench wheel-check clean
+.PHONY: setup demo test lint bench wheel-check sanitize clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ bench: setup
 # The wheel under the oldest supported torch and under this one; downloads 3 GB the first time.
 wheel-check: setup
 	$(BIN)/python tools/wheel_check.py
+
+# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++), and a few calls under valgrind.
+sanitize: setup
+	$(BIN)/python tools/sanitize.py
 
 clean:
 	rm -rf build runs src/torchdcn/_C*.so $(STAMP)

@@ -53,7 +53,7 @@ struct Pair {
 
 inline Pair load_pair(const BFloat16* from) {
   using U = VectorOf<uint32_t, kLanes<float>>::type;
-  const U both = *reinterpret_cast<const U*>(from);
+  const U both = reinterpret_cast<U>(*reinterpret_cast<const VectorOf<uint16_t, 2 * kLanes<float>>::type*>(from));
   return {reinterpret_cast<Vector<float>>(both << 16), reinterpret_cast<Vector<float>>(both & 0xffff0000u)};
 }
 
