@@ -219,7 +219,7 @@ def _torchvision_lacks(dtype: torch.dtype, device: torch.device) -> str:
     try:
         with torch.no_grad():
             _torchvisions(tiny)(*_draw(tiny, dtype, device))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # NotImplementedError is one
         return f"it has no kernel for {_name(dtype)} on {device.type}"
     return ""
 
