@@ -51,7 +51,11 @@ int past(const int* p, long n) { return p[n]; }
 int partly_past(const int* p, long n) { return (*reinterpret_cast<const Wide*>(p + n - 7))[7]; }
 long overflow(const int*, long n) { return 0x7fffffffffffffff + n; }
 int misaligned(const int* p, long) { return *reinterpret_cast<const int*>(reinterpret_cast<const char*>(p) + 1); }
-int unwritten(const int* p, long n) { return p[n - 1] > 7 ? 1 : 2; }
+volatile int branched;  // so that a branch it remains: valgrind reports no other use of what was never written
+int unwritten(const int* p, long n) {
+  if (p[n - 1] > 7) branched = 1;
+  return 2;
+}
 }
 """
 FOUND_AS = {
@@ -73,7 +77,7 @@ values = torch.empty(100, dtype=torch.int32)
 for name in ("past", "unwritten"):
     getattr(probe, name)(ctypes.c_void_p(values.data_ptr()), ctypes.c_long(len(values)))
 
-from torchdcn.ops import backend, deform_conv2d, instruction_set
+from torchdcn.ops import backend, deform_conv2d, deform_roi_pool, instruction_set
 assert instruction_set() == sys.argv[2], instruction_set()
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -84,6 +88,12 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         with backend("cpp"):
             deform_conv2d(input, offset, weight, stride=2, padding=1, mask=mask).square().sum().backward()
         assert all(t.grad.isfinite().all() for t in (input, offset, weight, mask))
+        shift = torch.randn(3, 2, 3, 2).to(dtype).requires_grad_()
+        factor = torch.rand(3, 1, 3, 2).to(dtype).requires_grad_()
+        boxes = torch.tensor([[0, 0.3, 0.4, 4.1, 5.2], [1, -3, 1, 2, 9], [0, 4, 2, 4.5, 2.1]]).to(dtype)
+        with backend("cpp"):
+            deform_roi_pool(input, boxes, (3, 2), shift, factor, gamma=0.3).square().sum().backward()
+        assert all(t.grad.isfinite().all() for t in (input, shift, factor))
 print("calls: done")
 """
 
@@ -252,7 +262,9 @@ def check_valgrind(isa: str) -> None:
     code = run("valgrind", *options, sys.executable, "-c", VALGRIND_SET, probe, isa, environment=settings).returncode
     if code:
         stop(f"the calls under valgrind failed with exit code {code}")
-    errors = ET.parse(output).getroot().findall("error")  # noqa: S314  # valgrind wrote it just now
+    found = ET.parse(output).getroot().findall("error")  # noqa: S314  # valgrind wrote it just now
+    # What a thread keeps for its next call is not lost; valgrind lists it although no check for leaks was asked for.
+    errors = [error for error in found if not (error.findtext("kind") or "").startswith("Leak_")]
     seen = {error.findtext("kind") for error in errors if touches(error, probe.name)}
     if not {"InvalidRead", "UninitCondition"} <= seen:
         stop(f"valgrind did not find both deliberate errors, but {sorted(map(str, seen))}")
