@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
@@ -13,21 +14,27 @@ from . import models
 from .detections import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, Detections
 from .images import ImageLike, fit_size, load_image, resize
 from .models.rcnn import RCNN
+from .nn.layout import channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
+
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Detector:
     """A model with everything around it that turns pictures into :class:`Detections`.
 
     Each picture is resized as mmdet's test pipeline does it (OpenCV's bilinear on uint8, ratio kept, to fit
-    ``model.settings.max_size`` and ``min_size``; of several ``min_size`` the last), and runs alone, so that a
-    list gives what its pictures give one by one. Boxes and masks come back at the picture's own size.
+    ``model.settings.max_size`` and ``min_size``; of several ``min_size`` the last), and runs alone: a list gives
+    what its pictures give one by one, to the last bit. A batch would be padded to a common size, which changes
+    features near the borders, and it is no faster on a CPU (see ``docs/detect.md``). Boxes and masks come back
+    at the picture's own size.
 
     Args:
         model_name_or_model: A name of :func:`torchdcn.models.list_models`, or a model that follows
@@ -37,6 +44,10 @@ class Detector:
         device: By default the model's own; for a name CUDA where there is one, else the CPU.
         score_threshold: Detections must score more. For a model that was given, the model's own
             ``box_score_thresh`` applies as well.
+        amp: Mixed precision, as in training: ``"bf16"``, or on CUDA ``"fp16"``, runs convolutions and matrix
+            products in 16 bits (``torch.autocast``); weights, positions of samples, boxes and scores stay in
+            float32. Detections change a little, and a CPU without bfloat16 instructions is slower: see
+            ``docs/detect.md``.
 
     Attributes:
         model: The model, in eval mode.
@@ -44,7 +55,8 @@ class Detector:
         category_ids: The data set's id of each class, where known.
 
     Raises:
-        ValueError: An unknown name, weights that do not fit, no such device, a threshold outside 0..1.
+        ValueError: An unknown name, weights that do not fit, no such device, a threshold outside 0..1, mixed
+            precision that there is not.
         OSError: The weights file cannot be read.
 
     Example:
@@ -62,6 +74,7 @@ class Detector:
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
         score_threshold: float = 0.05,
+        amp: str | None = None,
     ) -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold: expected a number in 0..1, got {score_threshold}")
@@ -76,6 +89,7 @@ class Detector:
         if device is not None:
             _move(self.model, device)
         self.model.eval()
+        self._amp = _amp_dtype(amp, self.device)
         self.class_names: tuple[str, ...] = _class_names(self.model)
         self.category_ids: tuple[int, ...] | None = getattr(self.model, "category_ids", None)
         if self.category_ids is None and self.class_names == COCO_CLASS_NAMES:
@@ -116,9 +130,11 @@ class Detector:
         small = resize(pixels, fit_size(*size, *_sizes(self.model)))
         self.model.eval()  # training may have gone on since the last picture
         with torch.inference_mode():
-            found = _run(self.model, self._to_tensor(small), size)
+            with self._autocast():
+                found = _run(self.model, self._to_tensor(small), size)
             keep = found["scores"] > self.score_threshold
-            found = {name: value[keep] for name, value in found.items()}
+            if not bool(keep.all()):  # of a large picture, a copy of all masks is a gigabyte
+                found = {name: value[keep] for name, value in found.items()}
         return Detections(
             boxes=_numpy(found["boxes"]),
             scores=_numpy(found["scores"]),
@@ -128,6 +144,9 @@ class Detector:
             image_size=size,
             category_ids=self.category_ids,
         )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self._amp) if self._amp else nullcontext()
 
     def _to_tensor(self, pixels: NDArray[np.uint8]) -> Tensor:  # [3, H, W] in 0..1
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
@@ -142,7 +161,7 @@ def _create(name: str, weights: str | Path | None, score_threshold: float) -> nn
     if weights is None:
         message = f"{name} has random weights: what it finds means nothing; give weights="
         warnings.warn(message, UserWarning, stacklevel=3)
-    return cast("nn.Module", model.to(memory_format=torch.channels_last))
+    return channels_last(model)
 
 
 def _move(model: nn.Module, device: str | torch.device) -> None:
@@ -151,6 +170,15 @@ def _move(model: nn.Module, device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a device
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {str(device)!r} cannot be used here: {reason}") from error
+
+
+def _amp_dtype(amp: str | None, device: torch.device) -> torch.dtype | None:
+    name = amp or "none"
+    if name not in AMP:
+        raise ValueError(f"amp: expected one of {', '.join(AMP)}, got {amp!r}")
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError(f"amp: fp16 needs a CUDA device, got {device}; use bf16 here")
+    return AMP[name]
 
 
 def _class_names(model: nn.Module) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,9 +24,12 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 def load_image(image: ImageLike) -> NDArray[np.uint8]:
     """Reads a picture as ``[H, W, 3]`` uint8 RGB.
 
-    Files and PIL images are turned upright by their EXIF orientation. Grayscale, palette and CMYK become RGB,
-    an alpha channel is dropped, 16 bits are scaled to 8 (65535 becomes 255). Of an animation the first frame
-    is read. Data sets have :func:`torchdcn.data.images.read_image`, which keeps the annotations' orientation.
+    Files and PIL images are turned upright by their EXIF orientation. Grayscale, palette, CMYK and black and
+    white become RGB; an alpha channel is dropped. Of 16 bits the upper 8 remain, in gray as in colour, as in
+    mmdetection, which reads with OpenCV: 65535 becomes 255, and a file that uses only 12 bits is dark.
+    Floating-point files hold 0..1. Of an animation or a file of several pages the first is read; a PIL image
+    is taken at the frame where it stands. Data sets have :func:`torchdcn.data.images.read_image`, which keeps
+    the annotations' orientation.
 
     Args:
         image: A path, a PIL image, an ``[H, W, 3]`` uint8 array (RGB), or a ``[3, H, W]`` tensor, uint8 or
@@ -38,7 +42,8 @@ def load_image(image: ImageLike) -> NDArray[np.uint8]:
         FileNotFoundError: There is no such file.
         OSError: The file is not a picture, or is damaged.
         TypeError: ``image`` is none of these kinds.
-        ValueError: Wrong shape, dtype or range, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ValueError: Wrong shape, dtype or range, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (a file is
+            refused before it is decoded).
 
     Example:
         >>> import numpy as np
@@ -47,10 +52,9 @@ def load_image(image: ImageLike) -> NDArray[np.uint8]:
         (48, 64, 3)
     """
     if isinstance(image, (str, os.PathLike)):
-        return _from_file(Path(image))
+        return _from_file(image)
     if isinstance(image, Image.Image):
-        _check_pixels(image.height, image.width, "the PIL image")
-        return _from_pil(image)
+        return _from_pil(image, "the PIL image")
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Tensor):
@@ -61,53 +65,77 @@ def load_image(image: ImageLike) -> NDArray[np.uint8]:
     )
 
 
-def _from_file(path: Path) -> NDArray[np.uint8]:
+def _from_file(given: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    path = Path(given)
     if not path.exists():
-        raise FileNotFoundError(f"image: {path} does not exist")
-    if path.is_dir():
-        raise IsADirectoryError(f"image: {path} is a folder, expected a picture file")
+        advice = "; download it first" if "://" in str(given) else ""
+        raise FileNotFoundError(f"image: {given} does not exist{advice}")
+    if not path.is_file() and not path.is_char_device():  # opening a pipe would wait for its other end
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise (IsADirectoryError if path.is_dir() else OSError)(f"image: {path} is {kind}, expected a picture file")
+    with warnings.catch_warnings():
+        # Pillow only warns up to twice its limit; here the limit is the limit (see _check_pixels).
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _reading(str(path)):
+            opened = Image.open(path)
+        with opened:
+            return _from_pil(opened, str(path))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Pillow's exceptions as ours, which say what could not be read."""
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit; here the limit is the limit (see _check_pixels).
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                _check_pixels(picture.height, picture.width, str(path))
-                return _from_pil(picture)
+        yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image: {path} is too large to open safely: {error}") from error
+        raise ValueError(f"image: {what} is too large to open safely: {error}") from error
     except UnidentifiedImageError as error:
-        raise OSError(f"image: cannot read {path}: not a picture in a format that Pillow knows") from error
-    except (ValueError, MemoryError):
+        raise OSError(f"image: cannot read {what}: not a picture in a format that Pillow knows") from error
+    except MemoryError:
         raise
     except Exception as error:  # decoders fail on damaged files with SyntaxError, struct.error, EOFError and others
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"image: cannot read {path}: {reason}") from error
+        raise OSError(f"image: cannot read {what}: {reason}") from error
 
 
-def _from_pil(picture: Image.Image) -> NDArray[np.uint8]:
-    upright = ImageOps.exif_transpose(picture)
-    mode = upright.mode
-    if mode.startswith("I") or mode == "F":
-        gray = _to_eight_bits(np.asarray(upright), mode)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # straight to RGB makes Pillow warn
-    return np.array(upright.convert("RGB"), dtype=np.uint8)
+def _from_pil(picture: Image.Image, what: str) -> NDArray[np.uint8]:
+    _check_pixels(picture.height, picture.width, what)
+    with _reading(what):
+        upright = ImageOps.exif_transpose(picture)
+        mode = upright.mode
+        if mode.startswith("I") or mode == "F":
+            values = np.asarray(upright)
+        else:
+            if mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")  # straight to RGB makes Pillow warn
+            elif mode == "La":  # gray times its alpha, which Pillow turns to nothing but LA
+                upright = upright.convert("LA")
+            return np.array(upright.convert("RGB"), dtype=np.uint8)
+    gray = _to_eight_bits(values, mode, what)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _to_eight_bits(gray: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+def _to_eight_bits(gray: NDArray[Any], mode: str, what: str) -> NDArray[np.uint8]:
     top = 1.0 if mode == "F" else 65535.0
-    low, high = (float(gray.min()), float(gray.max())) if gray.size else (0.0, 0.0)
+    low, high = float(gray.min()), float(gray.max())
     if not (low >= 0 and high <= top):
-        raise ValueError(f"image: expected values in 0..{top:g} for PIL mode {mode}, got {low:g}..{high:g}")
-    eight = np.rint(gray * 255) if mode == "F" else gray.astype(np.int64) // 257
+        raise ValueError(f"image: {what}: expected values in 0..{top:g} for PIL mode {mode}, got {low:g}..{high:g}")
+    eight = np.rint(gray * 255) if mode == "F" else gray >> 8
     return eight.astype(np.uint8)
 
 
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] != 3:
-        turn = "; transpose(1, 2, 0) turns it" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise ValueError(f"image: expected an array of shape [H, W, 3], got {list(array.shape)}{turn}")
+        advice = ""
+        if array.ndim == 2:
+            advice = "; np.stack([gray] * 3, axis=2) makes one of grayscale"
+        elif array.ndim == 4:
+            advice = "; give several images as a list"
+        elif array.ndim == 3 and array.shape[2] == 4:
+            advice = "; image[:, :, :3] drops the alpha channel"
+        elif array.ndim == 3 and array.shape[0] == 3:
+            advice = "; transpose(1, 2, 0) turns it"
+        raise ValueError(f"image: expected an array of shape [H, W, 3], got {list(array.shape)}{advice}")
     if array.dtype != np.uint8:
         raise ValueError(f"image: expected a uint8 array with values 0..255, got {array.dtype}")
     _check_pixels(array.shape[0], array.shape[1], "the array")
@@ -118,6 +146,9 @@ def _from_tensor(tensor: Tensor) -> NDArray[np.uint8]:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         more = "; give several images as a list" if tensor.ndim == 4 else ""
         raise ValueError(f"image: expected a tensor of shape [3, H, W], got {list(tensor.shape)}{more}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+        raise ValueError(f"image: expected a tensor that holds its pixels, got a {kind} tensor")
     _check_pixels(tensor.shape[1], tensor.shape[2], "the tensor")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():

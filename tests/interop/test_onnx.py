@@ -304,6 +304,29 @@ def test_a_detector_of_another_make_is_refused(tmp_path: Path) -> None:
         export_onnx(other, tmp_path / "out.onnx", torch.rand(3, 9, 9))
 
 
+@pytest.mark.parametrize("name", ["faster_rcnn_r18_fpn_mdpool", "mask_rcnn_r18_fpn_dpool"])
+def test_deformable_pooling_is_refused_by_its_place(name: str, tmp_path: Path) -> None:
+    model = torchdcn.models.create_model(name, pool_channels=8)
+    with pytest.raises(ValueError, match=r"no operator for \w+Pack \(roi_heads\.box_roi_pool\.layers\.0\)"):
+        export_onnx(model, tmp_path / "model.onnx", torch.rand(3, 32, 32))
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_the_graph_takes_the_same_maps_as_a_detector_without_a_pyramid() -> None:
+    from torchdcn.interop.onnx_detector import Graph
+
+    model = torchdcn.models.create_model(
+        "faster_rcnn_r50_dcnv2", pool=None, conv=None, fpn_channels=8, box_head_channels=8, num_classes=2,
+        min_size=32, max_size=64, rpn_pre_nms_top_n_test=20, box_score_thresh=0.0,
+    ).eval()  # fmt: skip
+    image = torch.rand(3, 32, 32)
+    [expected] = model([image])
+    batch, _ = model.transform([image])
+    _, scores, _ = Graph(model)(batch.tensors, torch.full((4,), 32.0), torch.ones(4), *torch.zeros(2, 32))
+    torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=1e-5)
+
+
 def test_more_weights_than_a_file_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("torchdcn.interop.onnx"), "LARGEST", 1000)
     with pytest.raises(ValueError, match=r"model_or_module: .* GB of weights are more than the 2 GB of one ONNX file"):

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+from torchdcn.interop import load_mmdet
+from torchdcn.models import create_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +23,27 @@ def vectors() -> Path:
     if not folder.is_dir():
         pytest.skip(f"mmdetection's results are not here: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fill(vectors: Path) -> Any:
+    """The module that makes the weights and the picture which mmdetection was given."""
+    spec = importlib.util.spec_from_file_location("fill", vectors / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def filled(vectors: Path, fill: Any) -> Callable[[str, str], Any]:
+    """Makes one of our models with the weights that mmdetection had for one of its configurations."""
+
+    def make(config: str, name: str) -> Any:
+        keys = json.loads((vectors / "keys" / f"{config}.keys.json").read_text())
+        state = {key: torch.from_numpy(fill.fill_array(key, shape)) for key, shape, _ in keys}
+        return load_mmdet(create_model(name, norm="bn_eval"), state).eval()
+
+    return make
 
 
 @pytest.fixture

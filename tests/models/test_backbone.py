@@ -46,6 +46,27 @@ def test_names_and_settings_choose_kind_groups_and_stages():
     assert {p.groups for p in packs("faster_rcnn_x101-32x4d_fpn_dconv_c3-c5").values()} == {32}
 
 
+def test_the_papers_backbone_has_conv4_and_conv5_at_stride_16():
+    settings = settings_of("faster_rcnn_r50_dcnv2", fpn_channels=16)
+    backbone = build_backbone(settings)
+    maps = backbone(torch.rand(1, 3, 64, 96))
+    assert {key: tuple(x.shape) for key, x in maps.items()} == {"conv4": (1, 1024, 4, 6), "conv5": (1, 16, 4, 6)}
+    found = [block.conv2 for block in backbone.body.layer4]
+    assert all(isinstance(conv, ModulatedDeformConv2dPack) and conv.stride == (1, 1) for conv in found)
+    assert (
+        [conv.dilation for conv in found] == [conv.conv_offset.dilation for conv in found] == [(1, 1), (2, 2), (2, 2)]
+    )
+
+
+def test_dilation_computes_what_the_regular_network_does_at_every_second_pixel():
+    torch.manual_seed(0)
+    dilated = build_backbone(settings_of("faster_rcnn_r50_dcnv2", conv=None, norm="bn_eval")).body
+    regular = build_backbone(settings_of("faster_rcnn_r50_fpn", norm="bn_eval")).body
+    regular.load_state_dict(dilated.state_dict())
+    images = torch.rand(1, 3, 64, 96)
+    torch.testing.assert_close(dilated(images)["conv5"][..., ::2, ::2], regular(images)["3"], atol=1e-4, rtol=1e-4)
+
+
 def test_gives_five_maps_finest_first_and_keeps_channels_last():
     backbone = build_backbone(settings_of("mask_rcnn_r18_fpn_mdconv_c3-c5", norm="gn"))
     images = torch.rand(2, 3, 64, 96)

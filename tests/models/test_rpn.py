@@ -91,3 +91,20 @@ def test_an_image_without_objects_has_finite_losses(proposer):
     _, losses = rpn.train()(images, maps, [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}])
     assert losses["loss_rpn_box_reg"] == 0
     assert losses["loss_objectness"].isfinite()
+
+
+def test_the_papers_network_has_fifteen_anchors_at_each_position_of_conv4_alone():
+    rpn = build_rpn(settings_of("faster_rcnn_r50_dcnv2")).eval()
+    maps = {"conv4": torch.randn(1, 1024, 4, 5), "conv5": torch.randn(1, 256, 4, 5)}
+    images = ImageList(torch.zeros(1, 3, 64, 80), [(64, 80)])
+    [anchors] = rpn.anchor_generator(images, [maps["conv4"]])
+    assert len(anchors) == 4 * 5 * 15
+    torch.testing.assert_close(anchors[15 * 6 + 5], torch.tensor([0.0, 0.0, 32.0, 32.0]))  # row 1, column 1
+    sides = (anchors[:15, 2:] - anchors[:15, :2]).prod(dim=1).sqrt()
+    torch.testing.assert_close(sides, torch.tensor([32.0, 64, 128, 256, 512]).repeat(3))
+    with torch.no_grad():
+        [boxes], _ = rpn(images, maps)
+    assert 0 < len(boxes) <= 300
+    with torch.no_grad():
+        [same], _ = rpn(images, maps | {"conv5": torch.zeros(1, 256, 4, 5)})
+    assert torch.equal(boxes, same)

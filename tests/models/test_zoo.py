@@ -2,34 +2,86 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from torchdcn.models import create_model, list_models
-from torchdcn.models.zoo import PUBLISHED, settings_of
+from torchdcn.models.zoo import PAPER, PUBLISHED, settings_of
+from torchdcn.nn import DeformConv2dPack, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 
 
-def test_lists_every_combination_of_heads_backbone_and_convolution():
+def test_lists_every_combination_of_heads_backbone_and_layers():
     names = list_models()
-    assert len(names) == len(set(names)) == 2 * 4 * 4 + 1
-    for name in (
-        "mask_rcnn_r18_fpn_mdconv_c3-c5",
-        "faster_rcnn_r50_fpn",
-        "faster_rcnn_r101_fpn_dconv_c3-c5",
-        "mask_rcnn_x101-32x4d_fpn_mdconv_c3-c5_group4",
-        "mask_rcnn_r50_fpn_fp16_mdconv_c3-c5",
-    ):
-        assert name in names
+    assert len(names) == len(set(names)) == 2 * 4 * 7 + 2 + 1
+    suffixes = (
+        "",
+        "_dconv_c3-c5",
+        "_mdconv_c3-c5",
+        "_mdconv_c3-c5_group4",
+        "_dpool",
+        "_mdpool",
+        "_mdconv_c3-c5_mdpool",
+    )
+    for heads in ("faster", "mask"):
+        assert f"{heads}_rcnn_r50_dcnv2" in names
+        for backbone in ("r18", "r50", "r101", "x101-32x4d"):
+            assert {f"{heads}_rcnn_{backbone}_fpn{suffix}" for suffix in suffixes} <= set(names)
+    assert "mask_rcnn_r50_fpn_fp16_mdconv_c3-c5" in names
 
 
-def test_names_that_need_roi_pooling_are_not_listed_and_say_what_they_lack():
-    for name in (
-        "faster_rcnn_r50_fpn_dpool",
-        "mask_rcnn_r18_fpn_mdpool",
-        "mask_rcnn_r50_fpn_mdconv_c3-c5_mdpool",
-        "faster_rcnn_r50_dcnv2",
-    ):
-        assert name not in list_models()
-        with pytest.raises(ValueError, match="deformable RoI pooling"):
-            create_model(name)
+def test_names_choose_layers():
+    settings = settings_of("mask_rcnn_r101_fpn_mdconv_c3-c5_mdpool")
+    assert (settings.backbone, settings.conv, settings.pool, settings.pool_masks) == ("r101", "mdconv", "mdpool", False)
+    assert (settings_of("faster_rcnn_r50_fpn_dpool").conv, settings_of("faster_rcnn_r50_fpn_dpool").pool) == (
+        None,
+        "dpool",
+    )
+    paper = settings_of("mask_rcnn_r50_dcnv2")
+    assert (paper.fpn, paper.pool, paper.pool_masks, paper.conv) == (False, "mdpool", True, "mdconv")
+    assert (paper.anchor_sizes, paper.sizes) == (((32, 64, 128, 256, 512),), (1000,))
+
+
+def test_small_models_keep_the_settings_that_were_trained():
+    for suffix in ("", "_mdconv_c3-c5", "_mdpool"):
+        settings = settings_of(f"mask_rcnn_r18_fpn{suffix}")
+        assert (settings.fpn_channels, settings.box_head_channels, settings.roi_sampling_ratio) == (128, 256, 2)
+        assert (settings.min_size, settings.max_size, settings.mask_head_channels) == (256, 512, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("faster_rcnn_r50_fpn", 41_753_056),
+        ("faster_rcnn_r50_fpn_dconv_c3-c5", 42_333_898),
+        ("faster_rcnn_r50_fpn_mdconv_c3-c5", 42_624_319),
+        ("faster_rcnn_r50_fpn_mdconv_c3-c5_group4", 45_238_108),
+        ("faster_rcnn_r50_fpn_dpool", 97_737_576),
+        ("faster_rcnn_r50_fpn_mdpool", 149_322_796),
+        ("faster_rcnn_r101_fpn_dconv_c3-c5", 62_031_356),
+        ("faster_rcnn_x101-32x4d_fpn_dconv_c3-c5", 62_945_532),
+        ("mask_rcnn_r50_fpn", 44_396_336),
+        ("mask_rcnn_r50_fpn_dconv_c3-c5", 44_977_178),
+        ("mask_rcnn_r50_fpn_mdconv_c3-c5", 45_267_599),
+        ("mask_rcnn_r101_fpn_dconv_c3-c5", 64_674_636),
+    ],
+)
+def test_models_have_as_many_parameters_as_mmdetections(name: str, parameters: int):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_makes_a_model_with_the_layers_that_it_says(name: str):
+    with torch.device("meta"):
+        model = create_model(name)
+    modules = list(model.modules())
+    assert any(isinstance(m, DeformConv2dPack) for m in modules) == ("dconv" in name or "dcnv2" in name)
+    pools = [m for m in modules if isinstance(m, DeformRoIPoolPack)]
+    both = "mask" in name
+    assert len(pools) == (1 + both if "dcnv2" in name else 4 if "pool" in name else 0)
+    modulated = "mdpool" in name or "dcnv2" in name
+    assert all(isinstance(pool, ModulatedDeformRoIPoolPack) == modulated for pool in pools)
+    assert (model.roi_heads.mask_predictor is not None) == both
 
 
 def test_a_misspelt_name_gets_the_nearest():
@@ -53,6 +105,10 @@ def test_an_unknown_override_is_named_with_the_known_ones():
         ("max_size", 2.5),
         ("norm", "layer"),
         ("conv", "deform"),
+        ("pool", "mdconv"),
+        ("pool_channels", 0),
+        ("pool_masks", 1),
+        ("fpn", False),
         ("backbone", "r34"),
         ("deform_stages", ("c1",)),
         ("trainable_backbone_layers", 6),
@@ -90,6 +146,14 @@ def test_lists_as_json_has_them_mean_the_same_as_tuples():
     assert settings.sizes == (64, 96)
 
 
+def test_without_a_pyramid_sizes_are_those_of_the_one_level():
+    settings = settings_of("faster_rcnn_r50_dcnv2", anchor_sizes=[16, 32])
+    assert settings.anchor_sizes == ((16, 32),)
+    assert settings_of("faster_rcnn_r50_dcnv2", anchor_sizes=[[16, 32]]) == settings
+    with pytest.raises(ValueError, match="anchor_sizes: expected 1 entries"):
+        settings_of("faster_rcnn_r50_fpn", fpn=False)
+
+
 def test_numpys_numbers_are_numbers():
     settings = settings_of("faster_rcnn_r18_fpn", min_size=np.int64(64), box_nms_thresh=np.float32(0.5))
     assert (type(settings.min_size), type(settings.box_nms_thresh)) == (int, float)
@@ -106,14 +170,10 @@ def test_a_name_is_text_and_classes_are_counted():
 
 
 def test_published_figures_belong_to_settled_names_and_carry_a_hash():
-    waiting = {"faster_rcnn_r50_fpn_mdpool"}
     for name, published in PUBLISHED.items():
-        if name in waiting:
-            with pytest.raises(ValueError, match="needs deformable RoI pooling"):
-                settings_of(name)
-        else:
-            assert settings_of(name).masks == (published.mask_ap is not None)
+        assert settings_of(name).masks == (published.mask_ap is not None)
         assert len(published.sha256_prefix) == 8
         int(published.sha256_prefix, 16)
-    assert waiting <= set(PUBLISHED)
+    for name, (_, mask_ap) in PAPER.items():
+        assert settings_of(name).masks == (mask_ap is not None)
     assert PUBLISHED["mask_rcnn_r50_fpn_mdconv_c3-c5"].mask_ap == 37.1

@@ -1,6 +1,19 @@
 """The command line: ``torchdcn VERB``, one small function a verb."""
 
-from . import bench, demo, detect, evaluate, export, models, train
+from . import bench, bench_models, convert, demo, detect, evaluate, explain, export, models, train
 from .app import app, main
 
-__all__ = ["app", "bench", "demo", "detect", "evaluate", "export", "main", "models", "train"]
+__all__ = [
+    "app",
+    "bench",
+    "bench_models",
+    "convert",
+    "demo",
+    "detect",
+    "evaluate",
+    "explain",
+    "export",
+    "main",
+    "models",
+    "train",
+]

@@ -72,17 +72,18 @@ def _program(
         typer.echo(context.get_help())
 
 
-def console() -> Console:
-    """Where the verbs print."""
+def console(quiet: bool = False) -> Console:
+    """Where the verbs print, if they do."""
     from rich.console import Console
 
     # Without a terminal rich would fold everything to 80 columns, in log files too.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
 
 
 def bad_usage(message: str) -> NoReturn:
     """Ends the command with one line and the exit code of bad usage."""
-    _complain(message)
+    if _first_process():
+        _complain(message)
     raise typer.Exit(USAGE)
 
 
@@ -109,8 +110,11 @@ def _run(arguments: list[str], verbose: bool) -> int:
             _complain(f"{error.format_message()} (see {place} --help)")
             return USAGE
         if hasattr(error, "signal"):  # training.Interrupted, which is good news
-            typer.echo(str(error), err=True)
+            if str(error):
+                typer.echo(str(error), err=True)
             return 128 + int(error.signal)
+        if getattr(error, "quiet", False):  # training.ToldElsewhere: another process tells it
+            return FAULT
         if verbose:
             raise
         _complain(_one_line(error))
@@ -132,8 +136,13 @@ def _complain(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def _first_process() -> bool:
+    """Whether this one talks, of the processes that torchrun has started with the same arguments."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, (DeprecationWarning, FutureWarning)):
+    if issubclass(category, (DeprecationWarning, FutureWarning)) or not _first_process():
         return
     typer.secho("warning: ", fg="yellow", nl=False, err=True)
     typer.echo(" ".join(str(message).split()), err=True)

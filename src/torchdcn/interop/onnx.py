@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..detections import COCO_CLASS_NAMES
+from ..nn import DeformRoIPool
 
 LARGEST = 2**31 - 2**20  # bytes of weights: protobuf's limit, and room for the graph
 
@@ -96,6 +97,12 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         inner = "; give its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise TypeError(f"model_or_module: expected an nn.Module, got {type(model).__name__}{inner}")
+    for name, module in model.named_modules():
+        if isinstance(module, DeformRoIPool):
+            what = f"{type(module).__name__} ({name})" if name else type(module).__name__
+            raise ValueError(
+                f"model_or_module: ONNX has no operator for {what}; of a detector with it, export the backbone"
+            )
     tensors = [*model.parameters(), *model.buffers()]
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if wrong := sorted(map(str, dtypes - {torch.float32})):  # onnxruntime has no Conv of float64 on a CPU

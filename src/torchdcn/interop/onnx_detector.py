@@ -16,8 +16,8 @@ from torchvision.models.detection.image_list import ImageList
 from .onnx_trace import OPSET, trace
 
 if TYPE_CHECKING:
+    from ..models.pooling import MultiScaleRoIPool
     from ..models.rcnn import RCNN
-    from ..models.roi_heads import MultiScaleRoIPool
 
 INPUT = "image"
 OUTPUTS = ("boxes", "scores", "labels", "masks")
@@ -59,6 +59,7 @@ class Graph(nn.Module):
 
     def _proposals(self, batch: Tensor, maps: list[Tensor], bound: Tensor) -> Tensor:  # [R, 4]
         rpn, settings = self.model.rpn, self.model.settings
+        maps = maps[: len(rpn.anchor_generator.strides)]
         anchors = rpn.anchor_generator(ImageList(batch, [(0, 0)]), maps)[0]
         best, chosen, levels, predicted, start = [], [], [], [], 0
         for level, (logits, deltas) in enumerate(zip(*rpn.head(maps), strict=True)):
@@ -125,6 +126,7 @@ def _decode(
 def _pool(pool: MultiScaleRoIPool, maps: list[Tensor], boxes: Tensor) -> Tensor:  # [R, 4] -> [R, C, h, w]
     """``MultiScaleRoIPool.forward`` for one image."""
     levels = pool.levels(boxes)
+    maps = maps[pool.first :]
     rois = F.pad(boxes, (1, 0))
     chosen = [torch.where(levels == level)[0] for level in range(len(pool.layers))]
     pooled = [layer(maps[level], rois[chosen[level]]) for level, layer in enumerate(pool.layers)]

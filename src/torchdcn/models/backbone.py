@@ -6,20 +6,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
-from torchvision.models import resnet
+from torch.nn import functional as F
+from torchvision.models import _utils, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..nn import DeformConv2dPack, ModulatedDeformConv2dPack
+from .settings import STAGES
 from .weights import load_weights, read_state_dict
-from .zoo import STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from typing_extensions import Self
 
-    from .zoo import Settings
+    from .settings import Settings
 
 
 class Body(NamedTuple):
@@ -41,12 +43,13 @@ BODIES = {
 PACKS = {"dconv": DeformConv2dPack, "mdconv": ModulatedDeformConv2dPack}
 
 
-class Backbone(BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's body and FPN; batch normalisation that is frozen stays in eval mode."""
+class RestingNorms(nn.Module):
+    """A backbone whose batch normalisation stays in eval mode where it is frozen."""
 
+    body: nn.Module
     norm: str
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> Self:
         """Sets training mode everywhere but in the frozen normalisation."""
         super().train(mode)
         for module in self.body.modules():
@@ -55,11 +58,47 @@ class Backbone(BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no t
         return self
 
 
-def build_backbone(settings: Settings) -> Backbone:
+class Backbone(RestingNorms, BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's body and FPN."""
+
+
+class DilatedBackbone(RestingNorms):
+    """A body whose conv5 has stride 16, without a pyramid: the DCNv2 paper's.
+
+    The dilation is torchvision's: the first 3x3 of conv5 keeps 1 and the others have 2, as their weights were learned
+    on maps of every second pixel. conv5 is reduced by a 1x1 convolution and a ReLU, as in DCNv1's own code.
+
+    Args:
+        body: A ResNet.
+        widths: Channels of conv4 and conv5.
+        out_channels: Channels that conv5 is reduced to.
+    """
+
+    def __init__(self, body: resnet.ResNet, widths: tuple[int, int], out_channels: int) -> None:
+        super().__init__()
+        self.body = _utils.IntermediateLayerGetter(body, {"layer3": "conv4", "layer4": "conv5"})
+        self.reduce = nn.Conv2d(widths[1], out_channels, 1)
+        nn.init.kaiming_uniform_(self.reduce.weight, a=1)
+        nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]  # it has one
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # [N, 3, H, W]
+        """``conv4`` for proposals and the reduced ``conv5`` for boxes, both of stride 16."""
+        maps: dict[str, Tensor] = self.body(x)
+        maps["conv5"] = F.relu(self.reduce(maps["conv5"]))
+        return maps
+
+
+def stage_widths(settings: Settings) -> list[int]:
+    """Channels of conv2 to conv5."""
+    return [64 * BODIES[settings.backbone].block.expansion * 2**stage for stage in range(4)]
+
+
+def build_backbone(settings: Settings) -> Backbone | DilatedBackbone:
     """A body and a feature pyramid as settings describe them, randomly initialised.
 
     The body is ``backbone.body``, the pyramid ``backbone.fpn``. Calling it gives the five maps of strides 4, 8, 16, 32
-    and 64 as an OrderedDict, finest first.
+    and 64 as an OrderedDict, finest first. Without a pyramid it gives conv4 and conv5, see :class:`DilatedBackbone`.
 
     Example:
         >>> import torch
@@ -76,15 +115,20 @@ def build_backbone(settings: Settings) -> Backbone:
         list(shape.layers),
         groups=shape.groups,
         width_per_group=shape.width_per_group,
+        replace_stride_with_dilation=[False, False, not settings.fpn],
         norm_layer=norm,
     )
     if settings.conv is not None:
         for stage in settings.deform_stages:
             for block in getattr(body, STAGES[stage]):
                 block.conv2 = _deformed(block.conv2, settings)
-    widths = [64 * shape.block.expansion * 2**stage for stage in range(4)]
-    names = {f"layer{stage + 1}": str(stage) for stage in range(4)}
-    backbone = Backbone(body, names, widths, settings.fpn_channels, LastLevelMaxPool())
+    widths = stage_widths(settings)
+    backbone: Backbone | DilatedBackbone
+    if settings.fpn:
+        names = {f"layer{stage + 1}": str(stage) for stage in range(4)}
+        backbone = Backbone(body, names, widths, settings.fpn_channels, LastLevelMaxPool())
+    else:
+        backbone = DilatedBackbone(body, (widths[2], widths[3]), settings.fpn_channels)
     backbone.norm = settings.norm or "bn"
     _freeze(backbone, settings)
     return backbone.train()  # a new module's normalisation trains; this puts what is frozen to rest
@@ -107,7 +151,7 @@ def _deformed(conv: nn.Conv2d, settings: Settings) -> DeformConv2dPack:
     return pack
 
 
-def _freeze(backbone: Backbone, settings: Settings) -> None:
+def _freeze(backbone: RestingNorms, settings: Settings) -> None:
     layers = 5 if settings.trainable_backbone_layers is None else settings.trainable_backbone_layers
     trained = ("layer4", "layer3", "layer2", "layer1", "conv1", "bn1")[: 6 if layers == 5 else layers]
     for name, child in backbone.body.named_children():
@@ -119,7 +163,7 @@ def _freeze(backbone: Backbone, settings: Settings) -> None:
                 module.requires_grad_(False)
 
 
-def load_body(backbone: Backbone, settings: Settings, source: str | Path) -> None:
+def load_body(backbone: RestingNorms, settings: Settings, source: str | Path) -> None:
     """Loads the weights of a regular ResNet, or of a body that deforms already, into ``backbone.body``.
 
     Where a file has no offsets yet, weights under a mask that starts at 0.5 are doubled: at the start the

@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .backbone import load_body
+from .mmdet import convert_mmdet, is_mmdet
 from .rcnn import RCNN
+from .released import released_weights
+from .settings import Settings, is_count, plain
 from .weights import (
     CLASS_LAYERS,
+    MIMIC_LAYERS,
+    WeightsFile,
     WeightsInfo,
     classes_in,
-    convert_mmdet,
-    is_mmdet,
     load_weights,
-    read_info,
-    read_state_dict,
+    name_classes,
+    read_weights,
 )
-from .zoo import PUBLISHED, Settings, is_count, plain, settings_of
+from .zoo import settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,13 +41,14 @@ def create_model(
 
     Args:
         name: One of :func:`list_models`.
-        weights: A ``.safetensors`` or ``.pth`` file, ours or mmdetection's. Ours also says with which
-            settings and for which classes it was trained.
+        weights: A ``.safetensors`` or ``.pth`` file, ours or mmdetection's, or ``"coco"`` for the published
+            weights, which are downloaded once (:func:`~torchdcn.models.released.released_weights`). Ours also
+            says with which settings and for which classes it was trained.
         num_classes: Classes, without the background. By default the weights file's, or 80. A number other
             than the file's makes the layers that depend on it start anew, with a warning.
         weights_backbone: ``"imagenet"`` (torchvision's weights, downloaded once), or a file with the weights
             of a ResNet. Not read where ``weights`` are given.
-        **overrides: Fields of :class:`~torchdcn.models.zoo.Settings`, such as ``min_size``.
+        **overrides: Fields of :class:`~torchdcn.models.settings.Settings`, such as ``min_size`` or ``mimic``.
 
     Returns:
         A module after torchvision's convention, see :class:`~torchdcn.models.rcnn.RCNN`.
@@ -65,31 +69,34 @@ def create_model(
     num_classes = plain(num_classes)
     if num_classes is not None and not is_count(num_classes):
         raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
-    info, state = (None, None) if weights is None else _read(name, weights)
+    file = None if weights is None else _read(name, weights)
+    info, state = (None, None) if file is None else (file.info, file.tensors)
     settings = _resolved(name, info, state, weights_backbone, overrides)
     model = RCNN(settings, num_classes or (classes_in(state) if state else None) or 80)
     model.name = name
-    if state is not None:
-        _load(model, state, info, weights)
+    if file is not None:
+        _load(model, file, weights)
     elif weights_backbone is not None:
         load_body(model.backbone, settings, weights_backbone)
     return model
 
 
-def _read(name: str, weights: str | Path) -> tuple[WeightsInfo | None, dict[str, Tensor]]:
-    if str(weights) == "coco":
-        released = PUBLISHED[name].weights_url if name in PUBLISHED else ""
-        advice = f"download {released} and give its path" if released else "there are none for this model"
-        raise ValueError(f"weights: 'coco' is not fetched by this version of torchdcn yet; {advice}")
-    state = read_state_dict(weights)
-    info, state = read_info(weights), convert_mmdet(state) if is_mmdet(state) else state
-    found = classes_in(state)
-    if info is not None and found not in (None, info.num_classes):
-        raise ValueError(f"weights: {weights} says it has {info.num_classes} classes, but its layers are for {found}")
-    return info, state
+def _read(name: str, weights: str | Path) -> WeightsFile:
+    file = read_weights(released_weights(name) if str(weights) == "coco" else weights)
+    if is_mmdet(file.tensors):
+        try:
+            file = replace(file, tensors=convert_mmdet(file.tensors))
+        except ValueError as error:
+            raise ValueError(f"weights: {weights}: {str(error).removeprefix('state_dict: ')}") from error
+    found = classes_in(file.tensors)
+    if file.info is not None and found not in (None, file.info.num_classes):
+        says = f"says it has {file.info.num_classes} classes, but its layers are for {found}"
+        raise ValueError(f"weights: {weights} {says}")
+    return file
 
 
-def _load(model: RCNN, state: dict[str, Tensor], info: WeightsInfo | None, weights: Any) -> None:
+def _load(model: RCNN, file: WeightsFile, weights: Any) -> None:
+    state, info = file.tensors, file.info
     found = classes_in(state)
     if found is not None and found != model.num_classes:
         message = f"num_classes: {weights} has {found} classes; the layers for {model.num_classes} start anew"
@@ -98,6 +105,11 @@ def _load(model: RCNN, state: dict[str, Tensor], info: WeightsInfo | None, weigh
         state = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)} | fresh
     elif info is not None:
         model.class_names, model.category_ids = info.class_names, info.category_ids
+    else:
+        name_classes(model, file.class_names)
+    # A file may lack mimicking's classifier, or have it for a model without: training alone needs it.
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(MIMIC_LAYERS)}
+    state = own | {k: v for k, v in state.items() if k in own or not k.startswith(MIMIC_LAYERS)}
     held = f" (it holds a {info.model})" if info is not None and info.model != model.name else ""
     load_weights(model, state, f"weights: {weights}{held}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,12 @@ from torchvision.models.detection import generalized_rcnn, transform
 
 from .backbone import build_backbone
 from .masks import paste_masks
+from .mimic import Mimicking, statistics_untouched
 from .roi_heads import build_roi_heads
 from .rpn import build_rpn
 
 if TYPE_CHECKING:
-    from .zoo import Settings
+    from .settings import Settings
 
 Target = dict[str, Tensor]
 
@@ -74,6 +76,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         num_classes: Classes, without the background.
         class_names: What label ``i`` is called, or None.
         category_ids: Label ``i`` in COCO-format results, or None.
+        mimic: The losses of feature mimicking, or None without.
 
     Example:
         >>> import torch, torchdcn
@@ -98,6 +101,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         super().__init__(build_backbone(settings), build_rpn(settings), build_roi_heads(settings, num_classes), resize)
         self.settings = settings
         self.num_classes = num_classes
+        self.mimic = Mimicking(settings, num_classes) if settings.mimic else None
         self.class_names = None
         self.category_ids = None
 
@@ -122,9 +126,9 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
 
         Returns:
             In training a dict of scalar losses ``loss_classifier``, ``loss_box_reg``, ``loss_objectness``,
-            ``loss_rpn_box_reg`` and, for Mask R-CNN, ``loss_mask``. In eval mode a dict for each image, best
-            first: ``boxes [D, 4]`` in pixels of the input, ``scores [D]``, ``labels [D]`` from 0, and for
-            Mask R-CNN ``masks [D, 1, H, W]`` of probabilities.
+            ``loss_rpn_box_reg``, for Mask R-CNN ``loss_mask``, and with mimicking ``loss_mimic`` and
+            ``loss_mimic_cls``. In eval mode a dict for each image, best first: ``boxes [D, 4]`` in pixels of the
+            input, ``scores [D]``, ``labels [D]`` from 0, and for Mask R-CNN ``masks [D, 1, H, W]`` of probabilities.
 
         Raises:
             ValueError: Images or targets that do not fit; the message names the argument.
@@ -144,11 +148,26 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         batch, targets = self._batch(images, targets, resized=original_sizes is not None)
         features = self.backbone(batch.tensors)
         proposals, proposal_losses = self.rpn(batch, features, targets)
-        detections, losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        mimic = partial(self.mimic, self.patch_features, batch.tensors) if self.mimic is not None else None
+        detections, losses = self.roi_heads(features, proposals, batch.image_sizes, targets, mimic)
         if self.training:
             return losses | proposal_losses
         sizes = original_sizes or [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, sizes, mask_threshold)
+
+    def patch_features(self, patches: Tensor) -> Tensor:
+        """The box head's 2-fc features ``[K, C]`` of whole patches ``[K, 3, H, W]``, normalised as images are.
+
+        The paper's R-CNN branch: the detector's own backbone, pooling and 2 fc, with the patch as the box. The pyramid
+        level is the one that pools such a box anyway: for 224 pixels that of stride 16, whose map is 14x14.
+        """
+        height, width = patches.shape[-2:]
+        dtype = torch.promote_types(patches.dtype, torch.float32)
+        whole = torch.tensor([[0, 0, width, height]], dtype=dtype, device=patches.device)
+        with statistics_untouched(self.backbone):
+            features = self.backbone(patches)
+        count = len(patches)
+        return self.roi_heads.box_features(features, [whole] * count, [(height, width)] * count)  # type: ignore[no-any-return]
 
     def _batch(self, images: list[Tensor], targets: list[Target] | None, resized: bool) -> tuple[Any, Any]:
         if not resized:

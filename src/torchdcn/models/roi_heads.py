@@ -8,56 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import faster_rcnn, mask_rcnn, roi_heads
-from torchvision.ops import RoIAlign, batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from .masks import crop_masks
-from .rpn import STRIDES, BoxCoder, Matcher, by_class, full_precision
+from .pooling import Sizes, build_pool
+from .rpn import BoxCoder, Matcher, by_class, full_precision
 
 if TYPE_CHECKING:
-    from .zoo import Settings
+    from collections.abc import Callable
 
-Sizes = list[tuple[int, int]]
+    from .settings import Settings
 
-
-class MultiScaleRoIPool(nn.Module):
-    """Pools each box from the pyramid level that fits its size, with one layer a level.
-
-    Level ``floor(log2(sqrt(area) / 56 + 1e-6))`` among the four finest: up to 112 px from stride 4, up to
-    224 px from stride 8, and so on (mmdetection's rule). torchvision's pooler has no ``aligned`` and guesses
-    the strides.
-
-    Args:
-        layers: Pooling for strides 4, 8, 16 and 32: ``layer(input, rois [K, 5]) -> [K, C, ph, pw]``.
-    """
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def levels(self, boxes: Tensor) -> Tensor:
-        """For boxes ``[K, 4]``, the index ``[K]`` of the layer that pools each."""
-        sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
-        return (sides / 56 + 1e-6).log2().floor().clamp(0, len(self.layers) - 1).long()
-
-    def forward(
-        self,
-        features: dict[str, Tensor],  # [N, C, H, W] each, finest first
-        boxes: list[Tensor],  # [K_i, 4] for each image
-        image_shapes: Sizes,  # noqa: ARG002  # torchvision's signature
-    ) -> Tensor:  # [sum of K_i, C, ph, pw]
-        """Features of all images' boxes, in order."""
-        maps = list(features.values())
-        images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
-        rois = torch.cat([images, torch.cat(boxes)], dim=1)
-        levels = self.levels(rois[:, 1:])
-        order, pooled = [], []
-        for level, layer in enumerate(self.layers):
-            chosen = torch.where(levels == level)[0]
-            order.append(chosen)
-            # Positions need more digits than features do: pooling is in full precision whatever the features are in.
-            pooled.append(layer(full_precision(maps[level]), rois[chosen]))
-        # Every layer is called, on no boxes too, so that each has a gradient on every rank.
-        return torch.cat(pooled)[torch.cat(order).argsort()].to(maps[0].dtype)
+    # The sampled boxes [R_i, 4] and labels [R_i] of each image, 0 for the background, and the boxes' 2-fc features
+    # [sum of R_i, C], to further losses.
+    MoreLosses = Callable[[list[Tensor], list[Tensor], Tensor], dict[str, Tensor]]
 
 
 class BoxPredictor(nn.Module):
@@ -108,10 +72,11 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         proposals: list[Tensor],  # [R, 4] for each image
         image_shapes: Sizes,
         targets: list[dict[str, Tensor]] | None = None,
+        more_losses: MoreLosses | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detections in pixels of the resized images, with 28x28 masks; in training, losses."""
         if self.training:
-            return [], self.losses(features, proposals, image_shapes, targets or [])
+            return [], self.losses(features, proposals, image_shapes, targets or [], more_losses)
         scores, deltas = self.box_predictor(self.box_features(features, proposals, image_shapes))
         boxes, scores, labels = self.postprocess_detections(scores, deltas, proposals, image_shapes)
         result = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, scores, strict=True)]
@@ -128,11 +93,13 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         proposals: list[Tensor],
         image_shapes: Sizes,
         targets: list[dict[str, Tensor]],
+        more_losses: MoreLosses | None = None,
     ) -> dict[str, Tensor]:
         """Cross-entropy and L1 of the deltas, averaged over the samples, and the masks' cross-entropy."""
         one_based = [target | {"labels": target["labels"] + 1} for target in targets]
         boxes, matched, labels, deltas = self.select_training_samples(proposals, one_based)
-        logits, predicted = self.box_predictor(self.box_features(features, boxes, image_shapes))
+        sampled = self.box_features(features, boxes, image_shapes)
+        logits, predicted = self.box_predictor(sampled)
         classes = torch.cat(labels)
         count = max(1, len(classes))
         positive = torch.where(classes > 0)[0]
@@ -151,6 +118,8 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
                 [target["masks"] for target in targets],
                 image_shapes,
             )
+        if more_losses is not None:
+            losses |= more_losses(boxes, labels, sampled)
         return losses
 
     def _mask_loss(
@@ -210,7 +179,7 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
     if settings.masks:
         widths = settings.mask_head_channels
         masks = {
-            "mask_roi_pool": _roi_align(14, settings.roi_sampling_ratio),
+            "mask_roi_pool": build_pool(settings, 14, settings.pool if settings.pool_masks else None),
             "mask_head": mask_rcnn.MaskRCNNHeads(channels, list(widths), dilation=1),
             "mask_predictor": mask_rcnn.MaskRCNNPredictor(widths[-1], widths[-1], num_classes),
         }
@@ -219,7 +188,7 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
         nn.init.normal_(logits.weight, std=0.001)  # type: ignore[arg-type]  # a convolution's
         nn.init.zeros_(logits.bias)  # type: ignore[arg-type]
     return RoIHeads(
-        _roi_align(7, settings.roi_sampling_ratio),
+        build_pool(settings, 7, settings.pool),
         box_head,
         BoxPredictor(settings.box_head_channels, num_classes),
         settings.box_fg_iou_thresh,
@@ -233,8 +202,3 @@ def build_roi_heads(settings: Settings, num_classes: int) -> RoIHeads:
         min_pos_iou=settings.box_fg_iou_thresh if settings.masks else None,
         **masks,
     )
-
-
-def _roi_align(size: int, sampling_ratio: int | None) -> MultiScaleRoIPool:
-    ratio = sampling_ratio or 0  # torchvision's word for "as many as the bin has pixels"
-    return MultiScaleRoIPool([RoIAlign((size, size), 1 / s, ratio, aligned=True) for s in STRIDES[:4]])

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import _utils, anchor_utils, rpn
+
+from .backbone import stage_widths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torchvision.models.detection.image_list import ImageList
 
-    from .zoo import Settings
+    from .settings import Settings
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of the pyramid's five levels, in pixels."""
+
+_CONV4_HEAD = 512
+"""Width of the head on conv4, which has 1024 channels: Faster R-CNN's."""
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -35,7 +41,16 @@ class AnchorGenerator(anchor_utils.AnchorGenerator):  # type: ignore[misc]  # to
 
     torchvision rounds them to whole pixels and derives the stride from the shapes, which is off on the
     coarsest level (a map of 25 rows halves to 13).
+
+    Args:
+        sizes: Sides of the anchors on each level.
+        aspect_ratios: Height by width of each level's.
+        strides: Of the levels, in pixels.
     """
+
+    def __init__(self, sizes: Any, aspect_ratios: Any, strides: tuple[int, ...] = STRIDES) -> None:
+        super().__init__(sizes, aspect_ratios)
+        self.strides = strides
 
     def generate_anchors(
         self,
@@ -54,7 +69,7 @@ class AnchorGenerator(anchor_utils.AnchorGenerator):  # type: ignore[misc]  # to
         """The anchors of all levels, ``[sum of H W A, 4]``, once for each image; flattened y, x, anchor."""
         like = full_precision(feature_maps[0].new_empty(0))
         levels = []
-        for cell, feature, stride in zip(self.cell_anchors, feature_maps, STRIDES, strict=True):
+        for cell, feature, stride in zip(self.cell_anchors, feature_maps, self.strides, strict=True):
             height, width = feature.shape[-2:]
             y = torch.arange(height, dtype=like.dtype, device=like.device)[:, None, None] * stride
             x = torch.arange(width, dtype=like.dtype, device=like.device)[None, :, None] * stride
@@ -108,7 +123,20 @@ class Matcher(_utils.Matcher):  # type: ignore[misc]  # torchvision ships no typ
 
 
 class RPNHead(rpn.RPNHead):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's head, with results in full precision under autocast."""
+    """torchvision's head, with results in full precision under autocast.
+
+    Args:
+        in_channels: Of the maps.
+        anchors: At each position.
+        channels: Of the 3x3 convolution's output; by default as many as its input has.
+    """
+
+    def __init__(self, in_channels: int, anchors: int, channels: int | None = None) -> None:
+        super().__init__(channels or in_channels, anchors)
+        if channels is not None:
+            self.conv[0][0] = nn.Conv2d(in_channels, channels, 3, padding=1)
+            nn.init.normal_(self.conv[0][0].weight, std=0.01)
+            nn.init.zeros_(self.conv[0][0].bias)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level ``[N, C, H, W]``, objectness ``[N, A, H, W]`` and deltas ``[N, 4 A, H, W]``."""
@@ -124,6 +152,14 @@ class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]  #
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.proposal_matcher: Matcher = Matcher.like(self.proposal_matcher, min_pos_iou)
         self.min_size = torch.finfo(torch.float32).tiny  # drops only boxes without any area
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals ``[R, 4]`` of each image, and in training two losses; from as many maps as have anchors."""
+        maps = dict(islice(features.items(), len(self.anchor_generator.strides)))
+        result: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, maps, targets)
+        return result
 
     def compute_loss(
         self,
@@ -145,10 +181,16 @@ class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]  #
 
 def build_rpn(settings: Settings) -> RegionProposalNetwork:
     """The proposal network that settings describe, randomly initialised."""
-    anchors = AnchorGenerator(settings.anchor_sizes, (settings.aspect_ratios,) * len(settings.anchor_sizes))
+    ratios = (settings.aspect_ratios,) * len(settings.anchor_sizes)
+    anchors = AnchorGenerator(settings.anchor_sizes, ratios, STRIDES if settings.fpn else (16,))
+    count = anchors.num_anchors_per_location()[0]
+    if settings.fpn:
+        head = RPNHead(settings.fpn_channels, count)
+    else:
+        head = RPNHead(stage_widths(settings)[2], count, _CONV4_HEAD)
     return RegionProposalNetwork(
         anchors,
-        RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0]),
+        head,
         settings.rpn_fg_iou_thresh,
         settings.rpn_bg_iou_thresh,
         settings.rpn_batch_size_per_image,

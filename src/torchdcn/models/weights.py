@@ -1,30 +1,30 @@
-"""Weights files: writing ours, reading ours and mmdetection's, and mmdetection's names as data."""
+"""Weights files: writing ours, reading ours and those of torch, and loading what they hold."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import re
-import struct
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .zoo import MODELS, is_count
+from .mmdet import some
+from .settings import is_count
+from .torch_file import Inert, one_line, read_torch
+from .zoo import MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-_METADATA = "torchdcn"  # the entry of a safetensors file's metadata that holds ours, as JSON
+_METADATA = "torchdcn"  # the entry of a file's metadata that holds ours, as JSON
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class WeightsInfo:
         settings: Where the model differs from that name's defaults, as JSON has it.
         class_names: What label ``i`` is called, or None.
         category_ids: Label ``i`` in COCO-format results, or None.
+        source: The released file that it was converted from, or None.
     """
 
     model: str
@@ -44,6 +45,22 @@ class WeightsInfo:
     settings: dict[str, Any]
     class_names: tuple[str, ...] | None
     category_ids: tuple[int, ...] | None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """All that a weights file holds.
+
+    Attributes:
+        tensors: By name, as they are in the file.
+        info: What one of ours says about itself, or None.
+        class_names: What label ``i`` is called, in a file of ours or mmdetection's, or None.
+    """
+
+    tensors: dict[str, Tensor]
+    info: WeightsInfo | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -70,13 +87,26 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name that ends in .safetensors, got {str(path)!r}")
-    info = _info_of(model)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_weights(tensors, info_of(model), path)
+
+
+def write_weights(tensors: Mapping[str, Tensor], info: WeightsInfo, path: Path) -> None:
+    """Writes a ``.safetensors`` file under our names; all of it or nothing. Its folder is made if need be.
+
+    Args:
+        tensors: On the CPU, contiguous.
+        info: What the file says about itself.
+        path: Where to.
+
+    Raises:
+        OSError: It can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={_METADATA: json.dumps(asdict(info))})
+        save_file(dict(tensors), name, metadata={_METADATA: info_as_text(info)})
         Path(name).chmod(0o666 & ~_umask())  # a temporary file is the owner's alone
         Path(name).replace(path)
     except SafetensorError as error:
@@ -91,16 +121,34 @@ def _umask() -> int:
     return mask
 
 
-def _info_of(model: Any) -> WeightsInfo:
+def info_of(model: Any) -> WeightsInfo:
+    """What a file with a model's weights says about itself.
+
+    Raises:
+        ValueError: The model's class names or category ids are not one for each class.
+    """
     defaults = MODELS[model.name]
     changed = {
         field.name: value
         for field in fields(defaults)
-        if (value := getattr(model.settings, field.name)) != getattr(defaults, field.name)
+        # Whether to mimic is a run's decision, not a property of what it trained.
+        if field.name != "mimic" and (value := getattr(model.settings, field.name)) != getattr(defaults, field.name)
     }
     info = WeightsInfo(model.name, model.num_classes, changed, model.class_names, model.category_ids)
     _check_info(info)  # what is refused on reading should not be written
     return info
+
+
+def info_as_text(info: WeightsInfo) -> str:
+    """As JSON, which files carry it as."""
+    return json.dumps(asdict(info))
+
+
+def _info_from_text(text: str) -> WeightsInfo:
+    info = WeightsInfo(**json.loads(text))
+    _check_info(info)
+    names, ids = info.class_names, info.category_ids
+    return replace(info, class_names=names and tuple(names), category_ids=ids and tuple(ids))
 
 
 def _check_info(info: WeightsInfo) -> None:
@@ -124,7 +172,7 @@ def _check_info(info: WeightsInfo) -> None:
 
 
 def read_info(path: str | Path) -> WeightsInfo | None:
-    """What a weights file says about itself, or None for one that is not ours.
+    """What a ``.safetensors`` file says about itself, without reading its tensors; None for one that is not ours.
 
     Raises:
         OSError: The file is missing or can't be read.
@@ -136,18 +184,18 @@ def read_info(path: str | Path) -> WeightsInfo | None:
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA)
-        if text is None:
-            return None
-        info = WeightsInfo(**json.loads(text))
-        _check_info(info)
-        names, ids = info.class_names, info.category_ids
-        return replace(info, class_names=names and tuple(names), category_ids=ids and tuple(ids))
+        return None if text is None else _info_from_text(text)
     except (SafetensorError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a weights file of torchdcn: {_one_line(error)}") from error
+        raise ValueError(f"{path}: not a weights file of torchdcn: {one_line(error)}") from error
 
 
 def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pth`` file, read without running what it holds.
+    """The tensors of a weights file; see :func:`read_weights`."""
+    return read_weights(path, argument).tensors
+
+
+def read_weights(path: str | Path, argument: str = "weights") -> WeightsFile:
+    """Reads a ``.safetensors`` file, or a ``.pth`` file, without running what it holds.
 
     Args:
         path: The file.
@@ -161,33 +209,68 @@ def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Te
     kind = _kind(path)
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(str(path)))
+            tensors = dict(load_file(str(path)))
         except (SafetensorError, ValueError) as error:
-            advice = "a file of torch should end in .pth" if kind == "torch" else _one_line(error)
+            advice = "a file of torch should end in .pth" if kind == "torch" else one_line(error)
             raise ValueError(f"{path}: not a weights file of safetensors: {advice}") from error
+        info = read_info(path)
+        return WeightsFile(tensors, info, None if info is None else info.class_names)
     if kind != "torch":
         renamed = ", but a safetensors file under another name; let it end in .safetensors"
         raise ValueError(f"{path}: not a weights file of torch{renamed if kind else ' or safetensors'}")
-    content = _load_torch(path)
+    return _from_torch(path, read_torch(path))
+
+
+def _from_torch(path: Path, content: Any) -> WeightsFile:
+    meta = content.get("meta") if isinstance(content, dict) else None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: expected a dict of tensors, got {_kind_of(content)}")
+    if wrong := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+        got = _kind_of(content[wrong[0]])
+        raise ValueError(f"{path}: expected a dict of tensors, got {got} under {str(wrong[0])[:100]!r}")
+    tensors = {str(key).removeprefix("module."): value for key, value in content.items()}
+    meta = meta if isinstance(meta, dict) else {}
+    info = None
+    if isinstance(text := meta.get(_METADATA), str):
+        try:
+            info = _info_from_text(text)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a weights file of torchdcn: {one_line(error)}") from error
+    return WeightsFile(tensors, info, info.class_names if info is not None else _class_names(meta))
 
 
-def _load_torch(path: Path) -> Any:
-    damaged = f"{path}: damaged, or not a weights file of torch"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its message teaches how to run what the file holds
-        objects = f"{path}: holds other Python objects than tensors, which are not loaded; save the state_dict alone"
-        raise ValueError(objects if "nsupported" in str(error) else damaged) from error
-    except (RuntimeError, EOFError, LookupError, AttributeError, TypeError, AssertionError) as error:
-        raise ValueError(f"{damaged}: {_one_line(error)}") from error
-    except (ValueError, ArithmeticError, struct.error) as error:  # of bytes that mean nothing
-        raise ValueError(damaged) from error
+def _kind_of(value: Any) -> str:
+    if isinstance(value, Inert):
+        return "an object that is not read"
+    return "an empty dict" if value == {} else type(value).__name__
+
+
+def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:
+    """What mmdetection wrote: ``CLASSES`` in its versions 1 and 2, in version 3 inside of ``dataset_meta``."""
+    later = meta.get("dataset_meta")
+    for where in (later if isinstance(later, dict) else {}, meta):
+        for key in ("classes", "CLASSES"):
+            names = where.get(key)
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return None
+
+
+def name_classes(model: Any, names: tuple[str, ...] | None) -> None:
+    """Tells a model what its classes are called, if there is a name for each; COCO's 80 come with their category ids.
+
+    Old checkpoints write COCO's names with underscores.
+    """
+    from ..detections import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+
+    if names is None or len(names) != model.num_classes:
+        return
+    coco = tuple(name.replace("_", " ") for name in names) == COCO_CLASS_NAMES
+    model.class_names = COCO_CLASS_NAMES if coco else names
+    model.category_ids = COCO_CATEGORY_IDS if coco else None
 
 
 def _kind(path: Path) -> str | None:
@@ -207,88 +290,10 @@ def _existing(path: str | Path, argument: str = "weights") -> Path:
     return path
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+MIMIC_LAYERS = "mimic."
+"""Feature mimicking's own layer, which only training needs: files and models may lack it."""
 
-
-# --- mmdetection's names: theirs and ours; {i} is a number, {leaf} and {path} are what follows. ----------
-
-MMDET_NAMES = (
-    ("backbone.{path}", "backbone.body.{path}"),
-    ("neck.lateral_convs.{i}.conv.{leaf}", "backbone.fpn.inner_blocks.{i}.0.{leaf}"),
-    ("neck.fpn_convs.{i}.conv.{leaf}", "backbone.fpn.layer_blocks.{i}.0.{leaf}"),
-    ("rpn_head.rpn_conv.{leaf}", "rpn.head.conv.0.0.{leaf}"),
-    ("rpn_head.rpn_cls.{leaf}", "rpn.head.cls_logits.{leaf}"),
-    ("rpn_head.rpn_reg.{leaf}", "rpn.head.bbox_pred.{leaf}"),
-    ("roi_head.bbox_head.shared_fcs.0.{leaf}", "roi_heads.box_head.fc6.{leaf}"),
-    ("roi_head.bbox_head.shared_fcs.1.{leaf}", "roi_heads.box_head.fc7.{leaf}"),
-    ("roi_head.bbox_head.fc_cls.{leaf}", "roi_heads.box_predictor.cls_score.{leaf}"),
-    ("roi_head.bbox_head.fc_reg.{leaf}", "roi_heads.box_predictor.bbox_pred.{leaf}"),
-    ("roi_head.mask_head.convs.{i}.conv.{leaf}", "roi_heads.mask_head.{i}.0.{leaf}"),
-    ("roi_head.mask_head.upsample.{leaf}", "roi_heads.mask_predictor.conv5_mask.{leaf}"),
-    ("roi_head.mask_head.conv_logits.{leaf}", "roi_heads.mask_predictor.mask_fcn_logits.{leaf}"),
-)
-_OLD_OFFSET = re.compile(r"_offset\.(weight|bias)$")  # conv2_offset.weight, now conv2.conv_offset.weight
-_FIELDS = {"{i}": r"(?P<i>\d+)", "{leaf}": r"(?P<leaf>weight|bias)", "{path}": r"(?P<path>.+)"}
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{\w+\})", name)
-    return re.compile("".join(_FIELDS.get(part) or re.escape(part) for part in parts))
-
-
-_FROM_MMDET = [(_pattern(theirs), ours) for theirs, ours in MMDET_NAMES]
-
-
-def is_mmdet(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether names are mmdetection's."""
-    return any(key.startswith(("neck.", "rpn_head.", "roi_head.")) for key in state_dict)
-
-
-def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An mmdetection detector's state dict under our names; its last class, the background, comes first here.
-
-    Older files call an offset convolution ``conv2_offset``; both names are read.
-
-    Raises:
-        ValueError: Names that are not known; the message lists them.
-
-    Example:
-        >>> import torch
-        >>> from torchdcn.models.weights import convert_mmdet
-        >>> list(convert_mmdet({"neck.fpn_convs.0.conv.bias": torch.zeros(256)}))
-        ['backbone.fpn.layer_blocks.0.0.bias']
-    """
-    result: dict[str, Tensor] = {}
-    unknown = []
-    for key, value in state_dict.items():
-        name = _our_name(key)
-        if name is None:
-            unknown.append(key)
-        else:
-            result[name] = value.roll(1, dims=0) if ".cls_score." in name else value
-    if unknown:
-        raise ValueError(f"state_dict: names that no model of ours has: {_some(unknown)}")
-    return result
-
-
-def _our_name(key: str) -> str | None:
-    if "conv_offset." not in key:
-        key = _OLD_OFFSET.sub(r".conv_offset.\1", key)
-    for pattern, template in _FROM_MMDET:
-        if match := pattern.fullmatch(key):
-            return template.format(**match.groupdict())
-    return None
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-# --- Loading ---------------------------------------------------------------------------------------------
-
-CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.", MIMIC_LAYERS)
 """The layers whose shapes depend on the number of classes."""
 
 
@@ -307,7 +312,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         source: What the message calls it.
 
     Raises:
-        ValueError: Names or shapes differ; the message has the first few.
+        ValueError: Names or shapes differ; the message lists them.
     """
     own = model.state_dict()
     # Files from before PyTorch 0.4.1 have no such counters, and nothing reads them.
@@ -320,7 +325,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     ]
     faults = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
     if any(names for _, names in faults):
-        text = "; ".join(f"{what}: {_some(names, 3)}" for what, names in faults if names)
+        text = "; ".join(f"{what}: {some(names)}" for what, names in faults if names)
         name = getattr(model, "name", type(model).__name__)
         raise ValueError(f"{source}: does not fit {name}; {text}")
     model.load_state_dict(dict(state_dict), strict=False)
