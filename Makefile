@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench wheel-check sanitize clean
+.PHONY: setup demo test test-large lint bench wheel-check sanitize clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Index arithmetic beyond 2^31 elements: half an hour, and 9 GB of memory; docs/large.md.
+test-large: setup
+	$(BIN)/python -m pytest -s tests/large/beyond_32_bits.py
 
 lint: setup
 	$(BIN)/ruff check .

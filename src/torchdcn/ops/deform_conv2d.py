@@ -186,5 +186,6 @@ KernelOperator(
     contiguous=(3,),
     check=_check,
     reference=reference.deform_conv2d,
+    bounded=(reference.forward, reference.backward),
     triton=_triton,
 ).register()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 
 from .backends import backend_for, library, using
@@ -76,8 +77,9 @@ class KernelOperator:
     features: tuple[int, ...]  # those that autocast casts
     contiguous: tuple[int, ...]  # those whose kernels know no channels-last
     check: Callable[..., tuple[int, ...]]  # raises what is wrong with the arguments, or gives the output's shape
-    reference: Callable[..., Tensor]
-    triton: Callable[[], tuple[Callable[..., None], Callable[..., None]]] | None  # imports the kernels of CUDA, if any
+    reference: Callable[..., Tensor]  # the definition
+    bounded: tuple[Callable[..., None], Callable[..., None]]  # the definition in bounded memory, called as kernels are
+    triton: Callable[[], tuple[Callable[..., None], Callable[..., None]]]  # imports the kernels of CUDA
     # Whether the reference's steps can be recorded for these arguments; else the operator stays one step of a graph.
     traceable: Callable[..., bool] = lambda *_: True
 
@@ -91,12 +93,9 @@ class KernelOperator:
 
     def kernels(self, backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
         """A backend's kernels, for the value and for the gradients."""
-        return self.triton() if backend == "triton" and self.triton else self.cpp
-
-    def backend_for(self, device: torch.device) -> str:
-        """The backend that serves a device's tensors: the reference where there is no Triton kernel yet."""
-        found = backend_for(device)
-        return "reference" if found == "triton" and self.triton is None else found
+        if backend == "reference":
+            return self.bounded
+        return self.triton() if backend == "triton" else self.cpp
 
     def register(self) -> None:
         """Gives the defined schemas their implementations, on all devices and under all transforms."""
@@ -125,15 +124,23 @@ def _fake(op: KernelOperator, *arguments: Any) -> Tensor:
 
 
 def _forward(op: KernelOperator, *arguments: Any) -> Tensor:
-    backend = op.backend_for(arguments[0].device)
-    if backend == "reference":
-        return _by_reference(op, *arguments)
+    backend = backend_for(arguments[0].device)
     output = _empty(op.check(*arguments), arguments[0])
-    op.kernels(backend)[0](*_for_kernel(op, arguments), output)
+    _run(op, backend, 0, *_for_kernel(op, backend, arguments), output)
     return output
 
 
-def _for_kernel(op: KernelOperator, arguments: Sequence[Any]) -> list[Any]:
+def _run(op: KernelOperator, backend: str, direction: int, *arguments: Any) -> None:
+    kernel = op.kernels(backend)[direction]
+    if backend != "reference":
+        return kernel(*arguments)
+    with torch._C._DisableAutocast():  # for the reference is made of torch's operators
+        return kernel(*arguments)
+
+
+def _for_kernel(op: KernelOperator, backend: str, arguments: Sequence[Any]) -> list[Any]:
+    if backend == "reference":  # which reads any strides
+        return list(arguments)
     tensors = [
         t if t is None else t.contiguous() if i in op.contiguous else dense(t)
         for i, t in enumerate(arguments[: op.tensors])
@@ -175,9 +182,7 @@ def _fake_backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> 
 
 
 def _backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    backend = op.backend_for(arguments[0].device)
-    if backend == "reference":
-        return _gradients_by_reference(op, grad_output, *arguments)
+    backend = backend_for(arguments[0].device)
     gradients = _fake_backward(op, grad_output, *arguments)
     *forward_arguments, output_mask = arguments
     written: list[Tensor | None] = [
@@ -186,7 +191,7 @@ def _backward(op: KernelOperator, grad_output: Tensor, *arguments: Any) -> tuple
             op.differentiable, _wanted(op, forward_arguments, output_mask), gradients, strict=True
         )
     ]
-    op.kernels(backend)[1](dense(grad_output), *_for_kernel(op, forward_arguments), *written)
+    _run(op, backend, 1, dense(grad_output), *_for_kernel(op, backend, forward_arguments), *written)
     for gradient, result in zip(gradients, written, strict=True):
         if result is not None and result is not gradient:  # contiguous() had to make another
             gradient.copy_(result)
@@ -229,7 +234,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, op: KernelOperator, *arguments: Any) -> Tensor:
         ctx.save_for_backward(*arguments[: op.tensors])
         ctx.op, ctx.numbers = op, arguments[op.tensors :]
-        ctx.backend = op.backend_for(arguments[0].device)
+        ctx.backend = backend_for(arguments[0].device)
         return _value(op, *arguments)
 
     @staticmethod
@@ -273,7 +278,7 @@ class _Backward(torch.autograd.Function):
 
 def _autograd(op: KernelOperator, *arguments: Any) -> Tensor:
     tensors = arguments[: op.tensors]
-    if _has_tangent(tensors) or _answers_by_reference(op, arguments):
+    if _has_tangent(tensors) or _records_reference(op, arguments):
         return _by_reference(op, *arguments)
     if _needs_gradient(tensors):
         return _Forward.apply(op, *arguments)  # type: ignore[no-any-return]
@@ -282,26 +287,35 @@ def _autograd(op: KernelOperator, *arguments: Any) -> Tensor:
 
 def _autograd_backward(op: KernelOperator, *arguments: Any) -> tuple[Tensor, ...]:
     tensors = arguments[: 1 + op.tensors]
-    if _has_tangent(tensors) or _answers_by_reference(op, arguments[1:-1]):
+    if _has_tangent(tensors) or _records_reference(op, arguments[1:-1]):
         return _gradients_by_reference(op, *arguments)
     if _needs_gradient(tensors):
         return _Backward.apply(op, *arguments)  # type: ignore[no-any-return]
     return _gradients(op, *arguments)
 
 
-def _answers_by_reference(op: KernelOperator, arguments: Sequence[Any]) -> bool:
-    """Whether torch differentiates, and a graph records, the reference's own steps."""
-    return op.backend_for(arguments[0].device) == "reference" and op.traceable(*arguments)
+def _records_reference(op: KernelOperator, arguments: Sequence[Any]) -> bool:
+    """Whether a graph records the definition's own steps, and torch differentiates them."""
+    on_reference = backend_for(arguments[0].device) == "reference"
+    return on_reference and _recorded(arguments[0]) and op.traceable(*arguments)
+
+
+def _runs_reference(input: Tensor) -> bool:
+    return backend_for(input.device) == "reference" and not _recorded(input)
+
+
+def _recorded(tensor: Tensor) -> bool:
+    return detect_fake_mode((tensor,)) is not None
 
 
 def _value(op: KernelOperator, *arguments: Any) -> Tensor:
-    if _nothing_between(arguments[: op.tensors]):
+    if _nothing_between(arguments[: op.tensors]) or _runs_reference(arguments[0]):
         return _forward(op, *arguments)
     return _below_autograd(op.value, *arguments)  # type: ignore[no-any-return]
 
 
 def _gradients(op: KernelOperator, *arguments: Any) -> tuple[Tensor, ...]:
-    if _nothing_between(arguments[: 1 + op.tensors]):
+    if _nothing_between(arguments[: 1 + op.tensors]) or _runs_reference(arguments[1]):
         return _backward(op, *arguments)
     return tuple(_below_autograd(op.gradients, *arguments))
 

@@ -1,23 +1,53 @@
-"""Deformable RoI pooling in plain PyTorch: the definition, the oracle, and the fallback of every other device."""
+"""Deformable RoI pooling in plain PyTorch: the definition, the oracle, and the fallback of every other device.
+
+``deform_roi_pool`` is the definition, differentiable as often as one likes; ``forward`` and ``backward`` have the
+signatures of the kernels in ``csrc`` and run it piece by piece, within a stated number of bytes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
-from .reference import bilinear
+from .reference import bilinear, blend, cell, ranges, read, scatter, sum_dtype, summed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BUDGET = 2**23
-"""So many numbers are sampled at a time, but a box at least; several times as many are held in all."""
+BUDGET = 2**27
+"""Bytes that are held at a time for samples and what is computed of them."""
+
+FORWARD_COST = (6, 36)
+BACKWARD_COST = (14, 44)
+"""Numbers held for each sample: so many for each channel, and so many besides for its position."""
 
 LARGEST_BIN = 2.0**30
 """In pixels: of a larger bin, an infinite one too, no sample is taken, and its average is 0."""
+
+
+class Boxes(NamedTuple):
+    """Boxes on the map; of each pair, (y, x)."""
+
+    image: Tensor  # [K]
+    start: Tensor  # [K, 2]
+    size: Tensor  # [K, 2]
+    bins: Tensor  # [K, 2], the size of one
+    samples: Tensor  # [K, 2], of a bin along each axis, in the dtype of positions
+
+    def of(self, index: Tensor) -> Boxes:
+        """Some of them."""
+        return Boxes(*(field[index] for field in self))
+
+
+class Piece(NamedTuple):
+    """The bins of some boxes that are taken together."""
+
+    rows: slice
+    columns: slice
+    most: tuple[int, int]  # samples of a bin along each axis
 
 
 def deform_roi_pool(
@@ -32,37 +62,37 @@ def deform_roi_pool(
 ) -> Tensor:  # [K, C, ph, pw]
     """Modulated deformable RoI pooling, y(k) = dm_k / n_k * sum_j x(p_kj + dp_k) (arXiv 1811.11168, section 3.2).
 
-    Boxes are taken a few at a time, so that memory stays bounded. bfloat16 and float16 are computed in float32 and
-    rounded once, at the end.
+    bfloat16 and float16 are computed in float32 and rounded once, at the end. Boxes are taken a few at a time, but
+    memory is not bounded here: where torch differentiates, all samples are held.
     """
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    features, boxes = input.to(dtype), boxes.detach().to(dtype)
-    K, (ph, pw) = boxes.shape[0], output_size
+    dtype = sum_dtype(input)
+    features, K, (ph, pw) = input.to(dtype), boxes.shape[0], output_size
     _assert_images(boxes[:, 0], input.shape[0])
-    image = boxes[:, 0].long()
-    start = boxes[:, [2, 1]] * spatial_scale - 0.5  # (y, x), as every pair below
-    size = boxes[:, [4, 3]] * spatial_scale - 0.5 - start
-    infinite, size = size.isinf(), torch.where(size.isinf(), 0, size)
-    bins = size / torch.tensor((ph, pw), dtype=dtype, device=input.device)
-    samples = _samples(bins, sampling_ratio).masked_fill(infinite, 0)
-
-    corner = start[:, :, None, None].expand(K, 2, ph, pw)  # of each bin
-    if offset is not None:
-        corner = corner + gamma * size[:, :, None, None] * offset.to(dtype).flip(1)
-    down, across = (torch.arange(n, device=input.device).to(dtype) for n in (ph, pw))
-    top = corner[:, 0] + down[:, None] * bins[:, 0, None, None]
-    left = corner[:, 1] + across * bins[:, 1, None, None]
-
+    on_map = _on_map(boxes, dtype, output_size, spatial_scale, sampling_ratio)
     pooled, order = [], []
-    for chosen, most in _chunks(samples, features, ph * pw, sampling_ratio):
+    for chosen, most in _chunks(on_map.samples, features, ph * pw, sampling_ratio, FORWARD_COST):
         index = torch.tensor(chosen, dtype=torch.long, device=input.device)
-        rows = _along(top[index], bins[index, 0], samples[index, 0], most[0])
-        columns = _along(left[index], bins[index, 1], samples[index, 1], most[1])
-        average = _average(features, image[index], rows, columns, samples[index].prod(1))
+        some, piece = on_map.of(index), Piece(slice(0, ph), slice(0, pw), most)
+        shift = None if offset is None else offset[index].to(dtype)
+        y, x = _positions(some, shift, piece, gamma, features)
+        image = some.image[:, None].expand(-1, y.shape[2] // max(1, len(chosen))).reshape(-1)
+        average = _average(bilinear(features, y, x, image), some, piece)
         pooled.append(average if mask is None else average * mask[index].to(dtype))
         order += chosen
     back = torch.tensor(sorted(range(K), key=order.__getitem__), dtype=torch.long, device=input.device)
     return torch.cat(pooled)[back].to(input.dtype)
+
+
+def _on_map(
+    boxes: Tensor, dtype: torch.dtype, output_size: Sequence[int], spatial_scale: float, sampling_ratio: int
+) -> Boxes:
+    boxes = boxes.detach().to(dtype)
+    start = boxes[:, [2, 1]] * spatial_scale - 0.5
+    size = boxes[:, [4, 3]] * spatial_scale - 0.5 - start
+    infinite, size = size.isinf(), torch.where(size.isinf(), 0, size)
+    bins = size / torch.tensor(tuple(output_size), dtype=dtype, device=boxes.device)
+    samples = _samples(bins, sampling_ratio).masked_fill(infinite, 0)
+    return Boxes(boxes[:, 0].long(), start, size, bins, samples)
 
 
 def _samples(bins: Tensor, sampling_ratio: int) -> Tensor:  # both [K, 2]
@@ -101,26 +131,40 @@ def _moved(position: Tensor, length: int) -> Tensor:
     return torch.where((position >= -1) & (position <= length), moved, -2)
 
 
-def _average(
-    features: Tensor,  # [N, C, H, W]
-    image: Tensor,  # [K]
-    rows: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor],
-    count: Tensor,  # [K]
-) -> Tensor:  # [K, C, ph, pw]
-    K, ph, pw, down = rows[0].shape
-    across, C = columns[0].shape[3], features.shape[1]
-    shape = (K, ph, pw, down, across)
-    y, x = rows[0].unsqueeze(4).expand(shape), columns[0].unsqueeze(3).expand(shape)
-    exists = (rows[1].unsqueeze(4) & columns[1].unsqueeze(3)).expand(shape)
-    on = image[:, None, None, None, None].expand(shape).reshape(-1)
+def _positions(
+    boxes: Boxes,
+    offset: Tensor | None,  # [K, 2, rows, columns], in sums' dtype
+    piece: Piece,
+    gamma: float,
+    features: Tensor,
+) -> tuple[Tensor, Tensor]:  # [1, 1, K rows columns down across]
+    """Where samples are taken; those that there aren't, and those off the map, at -2."""
+    rows, columns, most = piece
+    K = boxes.start.shape[0]
+    corner = boxes.start[:, :, None, None].expand(K, 2, rows.stop - rows.start, columns.stop - columns.start)
+    if offset is not None:
+        corner = corner + gamma * boxes.size[:, :, None, None] * offset.flip(1)
+    down, across = (torch.arange(s.start, s.stop, device=corner.device).to(corner.dtype) for s in (rows, columns))
+    top = corner[:, 0] + down[:, None] * boxes.bins[:, 0, None, None]
+    left = corner[:, 1] + across * boxes.bins[:, 1, None, None]
+    y, is_row = _along(top, boxes.bins[:, 0], boxes.samples[:, 0], most[0])
+    x, is_column = _along(left, boxes.bins[:, 1], boxes.samples[:, 1], most[1])
+    shape = (*top.shape, *most)
+    y, x = y.unsqueeze(4).expand(shape), x.unsqueeze(3).expand(shape)
+    exists = (is_row.unsqueeze(4) & is_column.unsqueeze(3)).expand(shape)
     nan = y.isnan() | x.isnan()  # what bilinear() makes NaN, and its derivative by both
     y, x = (
         torch.where(exists, torch.where(nan, v, _moved(v, length)), -2).reshape(1, 1, -1)
         for v, length in zip((y, x), features.shape[2:], strict=True)
     )
-    total = bilinear(features, y, x, on).reshape(C, *shape).sum((4, 5))
-    return (total / count.clamp(min=1)[:, None, None]).transpose(0, 1)
+    return y, x
+
+
+def _average(samples: Tensor, boxes: Boxes, piece: Piece) -> Tensor:  # [1, 1, C, P] -> [K, C, rows, columns]
+    rows, columns, most = piece
+    shape = (boxes.samples.shape[0], rows.stop - rows.start, columns.stop - columns.start, *most)
+    total = samples.reshape(samples.shape[2], *shape).sum((4, 5))
+    return (total / boxes.samples.prod(1).clamp(min=1)[:, None, None]).transpose(0, 1)
 
 
 def _chunks(
@@ -128,9 +172,11 @@ def _chunks(
     features: Tensor,  # [N, C, H, W]
     bins: int,
     sampling_ratio: int,
+    cost: tuple[int, int],
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
     """Boxes to be taken together, alike in size, with the most samples that a bin of theirs has on the map."""
-    C, H, W = features.shape[1:]
+    H, W = features.shape[2:]
+    sample = _bytes(features, cost)
 
     def on_map(count: float, length: int) -> int:
         # Adaptive samples are more than half a pixel apart where there are two or more.
@@ -142,12 +188,26 @@ def _chunks(
     most = (1, 1)
     for k in order:
         larger = max(most[0], counts[k][0]), max(most[1], counts[k][1])
-        if chunk and (len(chunk) + 1) * larger[0] * larger[1] * bins * C > BUDGET:
+        if chunk and (len(chunk) + 1) * larger[0] * larger[1] * bins * sample > BUDGET:
             yield chunk, most
             chunk, larger = [], counts[k]
         chunk.append(k)
         most = larger
     yield chunk, most  # an empty one too, of which an empty output with gradients is made
+
+
+def _pieces(boxes: int, output_size: Sequence[int], most: tuple[int, int], sample: int) -> Iterator[Piece]:
+    """All bins of some boxes together, or of a box too large for that its rows, or less."""
+    ph, pw = output_size
+    bins = max(1, BUDGET // max(1, boxes * most[0] * most[1] * sample))
+    for rows in ranges(ph, max(1, bins // pw)):
+        for columns in ranges(pw, min(pw, bins)):
+            yield Piece(rows, columns, most)
+
+
+def _bytes(features: Tensor, cost: tuple[int, int]) -> int:
+    """Held for a sample."""
+    return sum_dtype(features).itemsize * (cost[0] * features.shape[1] + cost[1])
 
 
 def _numbers(samples: Tensor, sampling_ratio: int) -> list[tuple[float, float]]:
@@ -189,3 +249,116 @@ def _unwrapped(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+# Piece by piece
+
+
+def forward(
+    input: Tensor, boxes: Tensor, offset: Tensor | None, mask: Tensor | None,
+    output_size: Sequence[int], spatial_scale: float, sampling_ratio: int, gamma: float,
+    output: Tensor,
+) -> None:  # fmt: skip
+    """Writes the pooled bins to output.
+
+    Besides, it holds ``BUDGET`` bytes at most (more only where a single bin needs more), and some numbers for each box.
+    """
+    dtype = sum_dtype(input)
+    on_map = _on_map(boxes, dtype, output_size, spatial_scale, sampling_ratio)
+    for image, members in enumerate(_of_images(boxes, input.shape[0])):
+        features = input[image : image + 1]
+        for index, piece in _portions(on_map, members, features, output_size, sampling_ratio, FORWARD_COST):
+            some, factor = on_map.of(index), _part(mask, index, piece, dtype)
+            y, x = _positions(some, _part(offset, index, piece, dtype), piece, gamma, features)
+            average = _average(bilinear(features, y, x), some, piece)
+            if factor is not None:
+                average = average * factor
+            output[index, :, piece.rows, piece.columns] = average.to(output.dtype)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor, boxes: Tensor, offset: Tensor | None, mask: Tensor | None,
+    output_size: Sequence[int], spatial_scale: float, sampling_ratio: int, gamma: float,
+    grad_input: Tensor | None, grad_offset: Tensor | None, grad_mask: Tensor | None,
+) -> None:  # fmt: skip
+    """Writes the gradients that aren't None, each piece's as torch differentiates the definition.
+
+    Besides, it holds ``BUDGET`` bytes at most (more only where a single bin needs more), some numbers for each box, and
+    where features have 16 bits one image's gradient in float32. The input's gradient is to be dense in either layout.
+    """
+    dtype = sum_dtype(input)
+    on_map = _on_map(boxes, dtype, output_size, spatial_scale, sampling_ratio)
+    gradients = {"corners": grad_input, "offset": grad_offset, "mask": grad_mask}
+    wanted = [name for name, gradient in gradients.items() if gradient is not None]
+    for image, members in enumerate(_of_images(boxes, input.shape[0]) if wanted else []):
+        features = input[image : image + 1]
+        with summed(None if grad_input is None else grad_input[image : image + 1], dtype) as sums:
+            for index, piece in _portions(on_map, members, features, output_size, sampling_ratio, BACKWARD_COST):
+                known = {"offset": _part(offset, index, piece, dtype), "mask": _part(mask, index, piece, dtype)}
+                cotangent = grad_output[index, :, piece.rows, piece.columns].to(dtype)
+                found = _piece_gradients(on_map.of(index), piece, gamma, cotangent, features, known, wanted, sums)
+                for name, gradient in (("offset", grad_offset), ("mask", grad_mask)):
+                    if gradient is not None:
+                        gradient[index, :, piece.rows, piece.columns] = found[name].to(gradient.dtype)
+
+
+def _piece_gradients(
+    boxes: Boxes,
+    piece: Piece,
+    gamma: float,
+    cotangent: Tensor,
+    features: Tensor,  # of the boxes' image
+    known: dict[str, Any],  # offset and mask of the piece, in sums' dtype
+    wanted: Sequence[str],  # of these, and "corners" for the input
+    sums: Tensor | None,  # to which the input's gradient is added
+) -> dict[str, Tensor]:
+    """Gradients by offset and mask. That by the input is taken at the pixels that were read."""
+    size = features.shape[2], features.shape[3]
+    cells = list(cell(*_positions(boxes, known["offset"], piece, gamma, features), size))
+    known = known | {"corners": [read(features, pixel, inside) for pixel, inside in cells]}
+
+    def value(varied: dict[str, Any]) -> Tensor:
+        all_of_them = known | varied
+        y, x = _positions(boxes, all_of_them["offset"], piece, gamma, features)
+        average = _average(blend(all_of_them["corners"], y, x, size), boxes, piece)
+        return average if all_of_them["mask"] is None else average * all_of_them["mask"]
+
+    pullback = torch.func.vjp(value, {name: known[name] for name in wanted})[1]
+    (found,) = pullback(cotangent)
+    if sums is not None:
+        scatter(found.pop("corners"), cells, sums)
+    return found  # type: ignore[no-any-return]
+
+
+def _portions(
+    on_map: Boxes,
+    members: list[int],
+    features: Tensor,
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    cost: tuple[int, int],
+) -> Iterator[tuple[Tensor, Piece]]:
+    """Of an image's boxes, those taken together, by their indices, with the bins taken of them."""
+    if not members:
+        return
+    bins = output_size[0] * output_size[1]
+    samples = on_map.samples[torch.tensor(members, device=features.device)]
+    for chosen, most in _chunks(samples, features, bins, sampling_ratio, cost):
+        index = torch.tensor([members[i] for i in chosen], device=features.device)
+        for piece in _pieces(len(chosen), output_size, most, _bytes(features, cost)):
+            yield index, piece
+
+
+def _of_images(boxes: Tensor, images: int) -> list[list[int]]:
+    """The boxes of each image; where none has values, as on the meta device, all are taken to be of the first."""
+    found: list[list[int]] = [[] for _ in range(images)]
+    for k, image in enumerate([0.0] * boxes.shape[0] if boxes.is_meta else boxes[:, 0].tolist()):
+        if not 0 <= image < images:  # NaN too
+            raise RuntimeError(f"boxes: expected indices of images from 0 to {images - 1}, got {image}")
+        found[int(image)].append(k)
+    return found
+
+
+def _part(tensor: Tensor | None, index: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor[index, :, piece.rows, piece.columns].to(dtype)
