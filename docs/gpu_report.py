@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.ops.cubin import Launch, compiled, launches
+from tests.ops.cubin import compiled, launches
 from torchdcn.ops.triton.blocks import TABLE, Block
+from torchdcn.ops.triton.run import Launch  # noqa: TC001  # a script needs no second block of imports
 
 K = 9
 
@@ -71,14 +72,14 @@ def bounds(chip: Chip, launch: Launch, shape: tuple[int, int, int], kind: str) -
     }
 
 
-def _header(*columns: str) -> None:
+def header(*columns: str) -> None:
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
 
 
 def roofline() -> None:
     resources = ("tensor cores", "instructions", "L1", "L2", "memory")
-    _header("chip", "dtype", "shape", "kernel", "block", "programs", *resources, "bound")
+    header("chip", "dtype", "shape", "kernel", "block", "programs", *resources, "bound")
     for chip in CHIPS:
         for kind in DTYPES:
             torch.backends.cudnn.conv.fp32_precision = "tf32"
@@ -99,9 +100,7 @@ def _name(block: Block) -> str:
 
 
 def resources() -> None:
-    _header(
-        "kernel", "multiplies", "block", "sm", "registers", "spilled", "shared memory", "matrix", "loads", "atomics"
-    )
+    header("kernel", "multiplies", "block", "sm", "registers", "spilled", "shared memory", "matrix", "loads", "atomics")
     kernels = ("forward", "data_gradients", "weight_gradient")
     dtypes = {"16 bits": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for (kernel, kind), by_architecture in TABLE.items():
@@ -116,12 +115,12 @@ def resources() -> None:
                 print(
                     f"| {kernel} | {kind} | {_name(block)} | {architecture} | {cubin.usage['REG']} "
                     f"| {cubin.usage['STACK'] + cubin.usage['LOCAL']} | {cubin.shared / 1024:.1f} KiB "
-                    f"| {_list(matrix)} | {cubin.count(r'LDG.*[.]128|LDGSTS.*[.]128')} | {_list(atomics)} |",
+                    f"| {listed(matrix)} | {cubin.count(r'LDG.*[.]128|LDGSTS.*[.]128')} | {listed(atomics)} |",
                     flush=True,
                 )
 
 
-def _list(counts: dict[str, int]) -> str:
+def listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts.items()) or "-"
 
 

@@ -16,17 +16,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from torchdcn.ops.triton import launch_roi_pool
 from torchdcn.ops.triton.blocks import Block
+from torchdcn.ops.triton.features import Sums
 from torchdcn.ops.triton.launch import (
     Convolution,
-    Launch,
     convolution,
     data_launch,
     forward_launch,
-    options,
     weight_launch,
 )
 from torchdcn.ops.triton.launch import splits as splits_of
+from torchdcn.ops.triton.run import Launch, options
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 PROCESSORS = {80: 108, 90: 132, 100: 148}  # of A100, H100 and B200
@@ -56,11 +57,14 @@ class Cubin:
         return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
 
     @cached_property
+    def sass(self) -> str:
+        """The machine code, an instruction a line with its address before it."""
+        return self._dump("-sass")
+
+    @cached_property
     def instructions(self) -> Counter[str]:
         """How often each instruction occurs, with its modifiers."""
-        return Counter(
-            re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", self._dump("-sass"), re.MULTILINE)
-        )
+        return Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", self.sass, re.MULTILINE))
 
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
@@ -76,6 +80,14 @@ def compiled(launch: Launch, architecture: int, block: Block | None = None) -> C
     source = ASTSource(launch.kernel, signature, constants, attributes)
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=found.__dict__)
     return Cubin(result.asm["cubin"], result.metadata.shared, result.asm["ptx"])
+
+
+def assert_fits(cubin: Cubin) -> None:
+    assert cubin.usage["STACK"] == 0, cubin.usage
+    assert cubin.usage["LOCAL"] == 0, cubin.usage
+    assert cubin.count("LDL|STL") == 0
+    assert cubin.usage["REG"] <= 255
+    assert cubin.shared <= SHARED
 
 
 def launches(
@@ -110,4 +122,38 @@ def launches(
         forward_launch(conv, rows),
         data_launch(conv, rows, meta(N, H, W, C, dtype=sums), *integers, offset, mask),
         weight_launch(conv, rows, meta(splits_of(conv), C, 3, 3, C // groups, dtype=sums)),
+    ]
+
+
+def pooling_launches(
+    architecture: int,
+    dtype: torch.dtype,
+    C: int = 256,
+    size: tuple[int, int] = (200, 336),
+    K: int = 1000,
+    bins: tuple[int, int] = (7, 7),
+    sampling_ratio: int = 0,
+    fixed: bool = False,
+    contiguous: bool = False,
+) -> list[Launch]:
+    """The launches of deformable RoI pooling with offset and mask, forward and backward; likewise without memory."""
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    H, W = size
+    kind = torch.contiguous_format if contiguous else torch.channels_last
+    pooled, sum_dtype = meta(K, C, *bins).contiguous(memory_format=kind), torch.promote_types(dtype, torch.float32)
+    offset, mask = meta(K, 2, *bins, dtype=sum_dtype), meta(K, 1, *bins, dtype=sum_dtype)
+    input = meta(1, C, H, W).contiguous(memory_format=torch.channels_last)
+    call = launch_roi_pool.pooling(
+        slice(0, 1), input, meta(K, 5, dtype=sum_dtype), offset, mask, bins, 1 / 4, sampling_ratio, 0.1, pooled,
+        (architecture, PROCESSORS[architecture]),
+    )  # fmt: skip
+    integers: list[Any] = [meta(1, H, W, C, dtype=torch.int64), meta(1, dtype=torch.float64)] if fixed else [None, None]
+    sums = Sums(call.input, meta(1, H, W, C, dtype=sum_dtype), *integers)
+    return [
+        launch_roi_pool.forward_launch(call, pooled),
+        launch_roi_pool.bins_launch(call, pooled, offset, mask),
+        launch_roi_pool.spread_launch(call, pooled, sums),
     ]

@@ -77,6 +77,23 @@ def test_gpus_before_ampere_run_the_reference(
     backends._serves.cache_clear()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here capabilities are real")
+def test_triton_is_refused_on_a_gpu_before_ampere_rather_than_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(backends, "_interpreted", lambda: False)
+    backends._serves.cache_clear()
+    try:
+        assert available_backends()["triton"] == "the Triton kernels need compute capability 8.0, cuda:0 has 7.5"
+        with pytest.raises(RuntimeError, match="backend 'triton' can't be used here: the Triton kernels need compute"):
+            backend("triton").__enter__()
+        with backends.using("triton"), pytest.raises(RuntimeError, match=r"capability 8\.0, cuda:0 has 7\.5"):
+            backends.backend_for(torch.device("cuda", 0))
+    finally:
+        backends._serves.cache_clear()
+
+
 def test_importing_torchdcn_imports_no_triton() -> None:
     code = "import sys, torchdcn; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_in_the_interpreter_kernels_give_what_the_reference_gives() -> None:
-    """The tests of interpreted_triton.py, in a process of their own: Triton reads the variable when it is imported."""
-    tests = Path(__file__).parent / "interpreted_triton.py"
+@pytest.mark.parametrize("tests", ["interpreted_triton", "interpreted_triton_roi_pool", "interpreted_triton_chunks"])
+def test_in_the_interpreter_kernels_give_what_the_reference_gives(tests: str) -> None:
+    """The tests of a file, in a process of their own: Triton reads the variable when it is imported."""
+    file = Path(__file__).parent / f"{tests}.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(file)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

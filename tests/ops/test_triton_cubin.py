@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
 
 from torchdcn.ops.triton.blocks import DATA, FORWARD, TABLE, WEIGHT, Block  # only after the skips
 
-from .cubin import PROCESSORS, SHARED, Cubin, compiled, launches
+from .cubin import PROCESSORS, Cubin, assert_fits, compiled, launches
 
 SLOW = os.environ.get("TORCHDCN_SLOW_TESTS") == "1"
 KERNELS = (FORWARD, DATA, WEIGHT)
@@ -51,14 +51,6 @@ def compile_for(architecture: int, kernel: str, kind: str, block: Block | None =
     torch.backends.cudnn.conv.fp32_precision = "ieee" if kind == "ieee" else "tf32"
     launch = launches(architecture, DTYPES[kind], **shape)[KERNELS.index(kernel)]  # type: ignore[arg-type]
     return compiled(launch, architecture, block)
-
-
-def assert_fits(cubin: Cubin) -> None:
-    assert cubin.usage["STACK"] == 0, cubin.usage
-    assert cubin.usage["LOCAL"] == 0, cubin.usage
-    assert cubin.count("LDL|STL") == 0
-    assert cubin.usage["REG"] <= 255
-    assert cubin.shared <= SHARED
 
 
 @pytest.mark.parametrize(("architecture", "kernel", "kind", "block"), _all(), ids=_name)

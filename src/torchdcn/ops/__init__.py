@@ -3,6 +3,7 @@
 from .backends import available_backends, backend, instruction_set
 from .deform_conv2d import deform_conv2d
 from .deform_roi_pool import deform_roi_pool
+from .flops import register_when_counting
 from .torchvision import accelerate_torchvision
 
 __all__ = [
@@ -13,3 +14,5 @@ __all__ = [
     "deform_roi_pool",
     "instruction_set",
 ]
+
+register_when_counting()

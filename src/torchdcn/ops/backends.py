@@ -51,7 +51,8 @@ def _load_triton() -> str:
     if torch.version.hip:
         return "the Triton kernels were made for NVIDIA GPUs; this is a build of torch for AMD's"
     try:
-        from .triton import launch  # noqa: F401  # takes half a second, and not every platform has Triton
+        # Takes half a second, and not every platform has Triton.
+        from .triton import launch, launch_roi_pool  # noqa: F401
     except ImportError as error:
         return f"Triton does not import ({error}); install it with `pip install triton`"
     return ""
@@ -68,7 +69,7 @@ def _triton_reason() -> str:
             "torch finds no CUDA device; to run the kernels on CPU tensors, slowly, set TRITON_INTERPRET=1 before "
             "Python starts"
         )
-    return _load_triton()
+    return _load_triton() if _interpreted() else _serves(torch.device("cuda", torch.cuda.current_device()))
 
 
 @cache
@@ -157,6 +158,8 @@ def backend_for(device: torch.device) -> str:
         raise RuntimeError(f'backend("cpp") serves CPU tensors only, got a tensor on {device}')
     if forced == "triton" and device.type not in ("cuda", "meta") and not (device.type == "cpu" and _interpreted()):
         raise RuntimeError(f'backend("triton") serves CUDA tensors only, got a tensor on {device}')
+    if forced == "triton" and device.type == "cuda" and (reason := _serves(device)):
+        raise RuntimeError(f'backend("triton") can\'t be used here: {reason}')
     if forced is not None:
         return forced
     if device.type == "cpu":

@@ -15,7 +15,7 @@ from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, 
 from .kernel_operator import KernelOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def deform_roi_pool(
@@ -165,6 +165,13 @@ library.define(
     "Tensor(b!)? grad_offset, Tensor(c!)? grad_mask) -> ()"
 )
 
+
+def _triton() -> tuple[Callable[..., None], Callable[..., None]]:
+    from .triton import launch_roi_pool as launch  # only where it is used: importing Triton takes half a second
+
+    return launch.forward, launch.backward
+
+
 KernelOperator(
     "deform_roi_pool",
     tensors=4,
@@ -173,6 +180,7 @@ KernelOperator(
     contiguous=(1, 2, 3),
     check=_check,
     reference=reference_roi.deform_roi_pool,
-    triton=None,
+    bounded=(reference_roi.forward, reference_roi.backward),
+    triton=_triton,
     traceable=reference_roi.traceable,
 ).register()

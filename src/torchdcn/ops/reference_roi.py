@@ -6,6 +6,7 @@ signatures of the kernels in ``csrc`` and run it piece by piece, within a stated
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -81,6 +82,13 @@ def deform_roi_pool(
         order += chosen
     back = torch.tensor(sorted(range(K), key=order.__getitem__), dtype=torch.long, device=input.device)
     return torch.cat(pooled)[back].to(input.dtype)
+
+
+def samples_of(boxes: Tensor, output_size: Sequence[int], spatial_scale: float) -> int:
+    """How many samples all bins of all boxes ``[K, 5]`` have where their number goes by the bin's size."""
+    dtype = torch.promote_types(boxes.dtype, torch.float32)
+    samples = _on_map(boxes, dtype, output_size, spatial_scale, sampling_ratio=0).samples
+    return math.prod(output_size) * int(samples.double().prod(dim=1).sum())
 
 
 def _on_map(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FORWARD, DATA, WEIGHT = "forward", "data_gradients", "weight_gradient"
+POOL, BINS, SPREAD = "pool", "bin_gradients", "input_gradient"
 INTERPRETED = 0  # an architecture of its own
 
 
@@ -13,7 +14,7 @@ class Block:
     """What one program works on at a time, and the warps that share the work."""
 
     positions: int
-    outputs: int
+    outputs: int  # 0 for a kernel that multiplies nothing
     channels: int
     warps: int = 4
     stages: int = 2  # of the pipeline that brings plain operands to shared memory
@@ -25,6 +26,15 @@ class Block:
             outputs=min(self.outputs, _power_of_two(outputs)),
             channels=min(self.channels, _power_of_two(channels), most),
         )
+
+    def pooling(self, bins: int, channels: int) -> Block:
+        """No more channels than there are; then as many bins of a box as make up for it.
+
+        Channels that can't be read 16 bytes at a time make threads plan several bins: then an eighth of these.
+        """
+        fitted = min(self.channels, _power_of_two(channels))
+        positions = max(1, self.positions * self.channels // fitted // (8 if channels % 16 else 1))
+        return replace(self, positions=min(positions, 1 << (bins - 1).bit_length()), channels=fitted)
 
 
 def _power_of_two(n: int) -> int:
@@ -65,6 +75,35 @@ TABLE: dict[tuple[str, str], dict[int, tuple[Block, ...]]] = {
 }
 INTERPRETED_BLOCK = Block(64, 16, 16)  # small, so that a small test has several tiles of everything
 
+# A warp to each bin: its threads read 4 or 8 channels each, and plan the bin's samples each for itself. Few boxes get
+# programs of one bin, of which there are more. What a thread reads is laid out as what it writes, or values would
+# pass through shared memory at every sample; additions of 16 bytes at once, as sm_90 has them, set 4 channels there.
+POOLING: dict[tuple[str, str], dict[int, tuple[Block, ...]]] = {
+    (POOL, "16 bits"): {0: (Block(4, 0, 256), Block(1, 0, 256, warps=1))},
+    (POOL, "float32"): {0: (Block(1, 0, 256, warps=1),)},
+    (POOL, "float64"): {0: (Block(1, 0, 128, warps=1),)},
+    (BINS, "16 bits"): {
+        0: (Block(1, 0, 256, warps=1),),
+        90: (Block(4, 0, 256), Block(1, 0, 256, warps=1)),
+    },
+    (BINS, "float32"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (BINS, "float64"): {0: (Block(1, 0, 64, warps=1),)},
+    (SPREAD, "16 bits"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (SPREAD, "float32"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (SPREAD, "float64"): {0: (Block(1, 0, 128, warps=1),)},
+    (SPREAD, "fixed"): {0: (Block(1, 0, 64, warps=1),)},
+}
+INTERPRETED_POOLING = Block(16, 0, 16)
+
 
 def candidates(
     kernel: str, kind: str, architecture: int, outputs: int, channels: int, fixed: bool = False
@@ -75,7 +114,18 @@ def candidates(
     """
     if architecture == INTERPRETED:
         return [INTERPRETED_BLOCK]
-    by_architecture = TABLE[kernel, kind]
     most = 16 if channels % 8 or fixed else 128
-    blocks = by_architecture[max(least for least in by_architecture if least <= architecture)]
+    blocks = _newest(TABLE[kernel, kind], architecture)
     return list(dict.fromkeys(block.fitted(outputs, channels, most) for block in blocks))
+
+
+def pooling_candidates(kernel: str, kind: str, architecture: int, bins: int, channels: int) -> list[Block]:
+    """The blocks to choose from for boxes of so many bins, each once."""
+    if architecture == INTERPRETED:
+        return [INTERPRETED_POOLING]
+    blocks = _newest(POOLING[kernel, kind], architecture)
+    return list(dict.fromkeys(block.pooling(bins, channels) for block in blocks))
+
+
+def _newest(by_architecture: dict[int, tuple[Block, ...]], architecture: int) -> tuple[Block, ...]:
+    return by_architecture[max(least for least in by_architecture if least <= architecture)]

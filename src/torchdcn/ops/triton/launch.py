@@ -1,16 +1,13 @@
 """Launches the Triton kernels of deformable convolution on tensors in either layout.
 
 ``forward`` and ``backward`` have the signatures of the C++ kernels: what they compute is written to tensors that the
-caller allocates. Kernels read channels-last features; what comes otherwise is copied once.
+caller allocates. Kernels read channels-last features; what comes otherwise is copied, a few images at a time.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,59 +15,14 @@ import triton
 import triton.language as tl
 
 from . import deform_conv2d as kernels
-from .blocks import DATA, FORWARD, INTERPRETED, WEIGHT, Block, candidates
+from .blocks import DATA, FORWARD, WEIGHT, Block, candidates
+from .features import Sums, copied, finite, rows, sum_dtype
+from .run import Launch, chunks, hardware, index_type, on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
-
-LARGEST = 2**31 - 2**20  # an index rounded up to a whole tile still fits 32 bits
-SIZES = ("BLOCK_M", "BLOCK_O", "BLOCK_C")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel with all it is called with."""
-
-    kernel: Any  # a triton.JITFunction, or its interpreted twin
-    arguments: dict[str, Any]
-    blocks: list[Block]  # from large to small
-    programs: Callable[[Block], int]
-    processors: int
-
-    @property
-    def block(self) -> Block:
-        """The largest block that gives every processor a program, else the one that has most programs."""
-        for block in self.blocks:
-            if self.programs(block) >= self.processors:
-                return block
-        return max(self.blocks, key=self.programs)
-
-    def run(self) -> None:
-        """Runs the kernel on the current device; with TORCHDCN_AUTOTUNE=1 on the block that proves fastest."""
-        if os.environ.get("TORCHDCN_AUTOTUNE") != "1" or len(self.blocks) == 1:
-            self.kernel[(self.programs(self.block),)](**self.arguments, **options(self.block))
-            return
-        sums = tuple(name for name in ("grad_input", "fixed") if self.arguments.get(name) is not None)
-        tuned = _autotuned(self.kernel, tuple(self.blocks), sums)
-        tuned[lambda chosen: (self.programs(Block(*(chosen[size] for size in SIZES))),)](**self.arguments)
-
-
-def options(block: Block) -> dict[str, Any]:
-    """A block as a kernel's keyword arguments."""
-    # Products and sums are fused; from Triton 3.10 on one has to ask for it.
-    return {**_sizes(block), "num_warps": block.warps, "num_stages": block.stages, "enable_fp_fusion": True}
-
-
-def _sizes(block: Block) -> dict[str, int]:
-    return dict(zip(SIZES, (block.positions, block.outputs, block.channels), strict=True))
-
-
-@cache
-def _autotuned(kernel: Any, blocks: tuple[Block, ...], sums: tuple[str, ...]) -> Any:
-    configs = [triton.Config(_sizes(block), num_warps=block.warps, num_stages=block.stages) for block in blocks]
-    return triton.autotune(configs, key=["layer", "size"], reset_to_zero=list(sums))(kernel)
 
 
 @dataclass(frozen=True)
@@ -93,7 +45,7 @@ class Convolution:
         conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set by torch where mypy doesn't see it
         precision = "tf32" if conv.fp32_precision == "tf32" else "ieee"
         kind = {torch.float64: "float64", torch.float32: precision}.get(dtype, "16 bits")
-        largest = max(
+        index = index_type(
             *(t.numel() for t in (self.input, self.offset, self.weight)),
             *(t.numel() for t in others.values() if isinstance(t, torch.Tensor)),
             (size.Ho - 1) * layer.stride_y + layer.padding_y + layer.K // layer.kw * layer.dilation_y,
@@ -107,7 +59,7 @@ class Convolution:
             "size": size,
             "PRECISION": precision,
             "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-            "INDEX": tl.int64 if largest > LARGEST else tl.int32,
+            "INDEX": index,
             **others,
         }
         fixed = others.get("fixed") is not None
@@ -118,9 +70,9 @@ class Convolution:
 def convolution(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, deform_groups: int,
-    hardware: tuple[int, int] | None = None,
+    on_hardware: tuple[int, int] | None = None,
 ) -> Convolution:  # fmt: skip
-    """Prepares tensors for the kernels; `hardware` is architecture and processors if not the device's own."""
+    """Prepares tensors for the kernels; `on_hardware` is architecture and processors if not the device's own."""
     _, C, H, W = input.shape
     Co, inputs, kh, kw = weight.shape
     N, _, Ho, Wo = offset.shape
@@ -133,12 +85,8 @@ def convolution(
     strides = _strides(mask) if mask is not None else (0, 0, 0)
     size = kernels.Size(N * Ho * Wo, H, W, Ho, Wo, *_strides(offset), *strides)
     return Convolution(
-        _rows(input), offset, mask, _rows(weight), layer, size, *(hardware or _hardware(input.device))
+        rows(input), offset, mask, rows(weight), layer, size, *(on_hardware or hardware(input.device))
     )  # fmt: skip
-
-
-def _rows(features: Tensor) -> Tensor:  # [N, C, H, W] -> dense [N, H, W, C], a view if it is channels-last
-    return features.permute(0, 2, 3, 1).contiguous()
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
@@ -149,19 +97,6 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
     return channels * Ho * Wo, 1, channels
 
 
-@cache
-def _hardware(device: torch.device) -> tuple[int, int]:
-    if device.type != "cuda":
-        return INTERPRETED, 1
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major * 10 + properties.minor, properties.multi_processor_count
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def forward(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, deform_groups: int,
@@ -170,13 +105,26 @@ def forward(
     """Writes the convolution, without bias, to output."""
     if output.numel() == 0:
         return
-    with _on(input.device):
-        conv = convolution(input, offset, mask, weight, stride, padding, dilation, groups, deform_groups)
-        rows = output.permute(0, 2, 3, 1)
-        written = rows if rows.is_contiguous() else torch.empty_like(rows, memory_format=torch.contiguous_format)
-        forward_launch(conv, written).run()
-        if written is not rows:
-            rows.copy_(written)
+    weight = _as_rows(weight)
+    with on(input.device):
+        for images in chunks(len(input), copied(input) + copied(output)):
+            taken = input[images], offset[images], None if mask is None else mask[images]
+            _forward(*taken, weight, stride, padding, dilation, groups, deform_groups, output[images])
+
+
+def _forward(*arguments: Any) -> None:
+    """Of a few images, so that what was copied for them is gone before the next ones are copied."""
+    *tensors, output = arguments
+    target = output.permute(0, 2, 3, 1)
+    written = target if target.is_contiguous() else target.new_empty(target.shape)
+    forward_launch(convolution(*tensors), written).run()
+    if written is not target:
+        target.copy_(written)
+
+
+def _as_rows(weight: Tensor) -> Tensor:
+    """The weight, laid out so that ``rows`` copies nothing, once for all images."""
+    return rows(weight).permute(0, 3, 1, 2)
 
 
 def forward_launch(conv: Convolution, output: Tensor) -> Launch:
@@ -206,59 +154,51 @@ def backward(
             if gradient is not None:
                 gradient.zero_()
         return
-    with _on(input.device):
-        conv = convolution(input, offset, mask, weight, stride, padding, dilation, groups, deform_groups)
-        rows = _rows(grad_output)
-        if grad_input is not None or grad_offset is not None or grad_mask is not None:
-            _backward_data(conv, rows, grad_input, grad_offset, grad_mask)
-        if grad_weight is not None:
-            partial = torch.empty(splits(conv), *conv.weight.shape, dtype=_sum_dtype(input), device=input.device)
-            weight_launch(conv, rows, partial).run()
-            grad_weight.copy_(partial.sum(0).permute(0, 3, 1, 2))
+    weight = _as_rows(weight)
+    weights = None if grad_weight is None else torch.zeros_like(rows(weight), dtype=sum_dtype(weight))
+    scratch = copied(input) + copied(grad_output) + (0 if grad_input is None else Sums.scratch(grad_input))
+    with on(input.device):
+        for images in chunks(len(input), scratch):
+            taken = input[images], offset[images], None if mask is None else mask[images]
+            conv = convolution(*taken, weight, stride, padding, dilation, groups, deform_groups)
+            written = [None if t is None else t[images] for t in (grad_input, grad_offset, grad_mask)]
+            _backward(conv, rows(grad_output[images]), written, weights)
+            del conv  # what was copied for these images, before the next ones are copied
+        if grad_weight is not None and weights is not None:
+            grad_weight.copy_(weights.permute(0, 3, 1, 2))
 
 
-def _sum_dtype(input: Tensor) -> torch.dtype:
-    return torch.promote_types(input.dtype, torch.float32)
-
-
-def _backward_data(
+def _backward(
     conv: Convolution,
-    grad_output: Tensor,
-    grad_input: Tensor | None,
-    grad_offset: Tensor | None,
-    grad_mask: Tensor | None,
+    grad_output: Tensor,  # [n, Ho, Wo, Co]
+    written: Sequence[Tensor | None],  # gradients of input, offset and mask
+    weights: Tensor | None,  # sums of the weight's gradient, to be added to
 ) -> None:
-    if grad_input is None:
+    grad_input, grad_offset, grad_mask = written
+    if grad_input is not None:
+        sums = Sums.of(grad_input, lambda: _bound(conv, grad_output))
+        data_launch(conv, grad_output, sums.floats, sums.fixed, sums.scale, grad_offset, grad_mask).run()
+        sums.write()
+    elif grad_offset is not None or grad_mask is not None:
         data_launch(conv, grad_output, None, None, None, grad_offset, grad_mask).run()
-        return
-    sums = torch.zeros_like(conv.input, dtype=_sum_dtype(conv.input))
-    if torch.are_deterministic_algorithms_enabled():
-        fixed, scale = torch.zeros_like(sums, dtype=torch.int64), _scale(conv, grad_output)
-        data_launch(conv, grad_output, sums, fixed, scale, grad_offset, grad_mask).run()
-        sums += (fixed / scale).to(sums.dtype)
-    else:
-        data_launch(conv, grad_output, sums, None, None, grad_offset, grad_mask).run()
-    grad_input.copy_(sums.permute(0, 3, 1, 2))
+    if weights is not None:
+        partial = torch.empty(splits(conv), *weights.shape, dtype=weights.dtype, device=weights.device)
+        weight_launch(conv, grad_output, partial).run()
+        weights += partial.sum(0)
 
 
-def _scale(conv: Convolution, grad_output: Tensor) -> Tensor:  # [1] float64
-    """A power of two by which no sum of finite terms can leave 63 bits.
+def _bound(conv: Convolution, grad_output: Tensor) -> Tensor:
+    """No element of the input's gradient is larger, finite terms only.
 
     By Cauchy and Schwarz no gradient of a column is larger than the norms of a position's gradients and of the weights
     of one tap and channel; and at most all samples of an image fall on one pixel.
     """
     layer, size = conv.layer, conv.size
     columns = conv.weight.reshape(layer.groups, layer.outputs, -1)
-    bound = _finite(grad_output).norm(dim=-1).max() * _finite(columns).norm(dim=1).max()
+    bound: Tensor = finite(grad_output).norm(dim=-1).max() * finite(columns).norm(dim=1).max()
     if conv.mask is not None:
-        bound = bound * _finite(conv.mask).abs().max()
-    bound = (bound * (layer.K * size.Ho * size.Wo)).clamp(1e-200, 1e200)
-    scale: Tensor = (61 - bound.log2().ceil()).exp2().reshape(1)
-    return scale
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    return tensor.double().nan_to_num(0, 0, 0)
+        bound = bound * finite(conv.mask).abs().max()
+    return bound * (layer.K * size.Ho * size.Wo)
 
 
 def data_launch(
