@@ -109,7 +109,9 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, interruption: typ
 
 def test_the_embedded_data_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torchdcn.data, "DEFAULT", {"train": 2, "val": 1, "size": 48, "seed": 0, "difficulty": 0.5})
+    monkeypatch.setattr(
+        torchdcn.data.folders, "DEFAULT", {"train": 2, "val": 1, "size": 48, "seed": 0, "difficulty": 0.5}
+    )
     drawn: list[int] = []
     first = open_dataset("synthetic", "val", progress=lambda done, _: drawn.append(done))
     again = open_dataset("synthetic", "train", progress=lambda done, _: drawn.append(done))
@@ -121,19 +123,19 @@ def test_the_embedded_data_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest
 
 def test_the_default_settings_are_those_of_the_generator() -> None:
     defaults = make_synthetic.__kwdefaults__
-    assert {name: defaults[name] for name in torchdcn.data.DEFAULT} == torchdcn.data.DEFAULT
+    assert {name: defaults[name] for name in torchdcn.data.folders.DEFAULT} == torchdcn.data.folders.DEFAULT
 
 
 def test_another_process_that_finished_first_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     small = {"train": 1, "val": 1, "size": 48, "seed": 0, "difficulty": 0.5}
-    monkeypatch.setattr(torchdcn.data, "DEFAULT", small)
+    monkeypatch.setattr(torchdcn.data.folders, "DEFAULT", small)
 
     def overtaken(root: Path, **settings: float) -> Path:
         make_synthetic(root, **settings)  # type: ignore[arg-type]
         return make_synthetic(root, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(torchdcn.data, "make_synthetic", overtaken)
+    monkeypatch.setattr(torchdcn.data.folders, "make_synthetic", overtaken)
     assert len(open_dataset("synthetic", "train")) == 1
 
 

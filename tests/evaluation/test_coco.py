@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import json
@@ -12,93 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from torchdcn.detections import Detections
-from torchdcn.evaluation import evaluate, evaluate_coco, evaluate_detector, metrics_table
-from torchdcn.evaluation.coco import METRICS
+from torchdcn.evaluation import class_table, evaluate, evaluate_coco, evaluate_detector, metrics_table
+
+from .coco_cases import SIZE, assert_same_figures, make_case, pycocotools, rle
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-SIZE = 200
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
-
-
-def ellipse(box: list[float]) -> np.ndarray:
-    x, y, w, h = box
-    rows, columns = np.mgrid[:SIZE, :SIZE]
-    return ((columns + 0.5 - x - w / 2) / (w / 2)) ** 2 + ((rows + 0.5 - y - h / 2) / (h / 2)) ** 2 <= 1
-
-
-def make_case(seed: int, images: int = 6, found_per_object: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Objects of all sizes, crowds, an image and a class without objects, ties, false positives."""
-    rng = np.random.default_rng(seed)
-    categories = [{"id": i, "name": f"class {i}"} for i in (2, 5, 7, 90)]  # 90 has no objects
-    truth: dict[str, Any] = {
-        "images": [{"id": 10 * i + 3, "height": SIZE, "width": SIZE, "file_name": f"{i}.png"} for i in range(images)],
-        "categories": categories,
-        "annotations": [],
-    }
-    results = []
-    for image in truth["images"][:-1]:  # the last has none
-        for _ in range(rng.integers(1, 9)):
-            side = float(rng.choice([12, 40, 120]))
-            box = [*rng.uniform(0, SIZE - side, 2).tolist(), side, side * rng.uniform(0.5, 1)]
-            category = int(rng.choice([2, 5, 7], p=[0.6, 0.3, 0.1]))
-            mask = ellipse(box)
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1,
-                    "image_id": image["id"],
-                    "category_id": category,
-                    "bbox": box,
-                    "area": float(mask.sum()),
-                    "iscrowd": int(rng.random() < 0.15),
-                    "segmentation": rle(mask),
-                }
-            )
-            for _ in range(found_per_object):
-                shifted = (np.array(box) + rng.normal(0, side / 12, 4)).clip(1).tolist()
-                results.append(
-                    {
-                        "image_id": image["id"],
-                        "category_id": category if rng.random() < 0.9 else int(rng.choice([2, 5, 7, 90])),
-                        "bbox": shifted,
-                        "score": float(np.round(rng.random(), 1)),  # ties
-                        "segmentation": rle(ellipse(shifted)),
-                    }
-                )
-    order = rng.permutation(len(results))
-    return truth, [results[i] for i in order]
-
-
-def pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> tuple[list[float], COCOeval]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO()
-        ground_truth.dataset = copy.deepcopy(truth)
-        ground_truth.createIndex()
-        results = copy.deepcopy(results)
-        if iou_type == "segm":  # else areas are those of the boxes
-            for result in results:
-                result.pop("bbox")
-        run = COCOeval(ground_truth, ground_truth.loadRes(results), iou_type)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return list(run.stats), run
-
-
-def assert_same_figures(truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    figures = evaluate_coco(truth, results)
-    for iou_type in ("bbox", "segm"):
-        expected, _ = pycocotools(truth, results, iou_type)
-        assert list(figures[iou_type]) == list(METRICS)
-        np.testing.assert_allclose(list(figures[iou_type].values()), expected, atol=1e-6, rtol=0, err_msg=iou_type)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -369,8 +288,22 @@ def test_the_table_shows_percent_and_a_dash_where_nothing_was_measured() -> None
     evaluations = evaluate(truth, results)
     metrics = {kind: {**evaluation.metrics, "APl": -1.0} for kind, evaluation in evaluations.items()}
     console = Console(record=True, width=80, file=io.StringIO())
-    console.print(metrics_table(metrics, {kind: e.per_class for kind, e in evaluations.items()}))
+    console.print(metrics_table(metrics))
     text = console.export_text()
     assert f"{100 * metrics['bbox']['AP']:.1f}" in text
     assert "–" in text
-    assert "class 90 (masks)" in text
+
+
+def test_the_table_by_class_has_a_line_for_each_with_its_objects() -> None:
+    from rich.console import Console
+
+    truth, results = make_case(20)
+    per_class = {kind: evaluation.per_class for kind, evaluation in evaluate(truth, results).items()}
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(class_table(per_class))
+    lines = [line.strip(" │").split("│") for line in console.export_text().splitlines() if "class " in line]
+    assert [line[0].strip() for line in lines[-4:]] == ["class 2", "class 5", "class 7", "class 90"]
+    figures = [per_class[kind]["class 5"][name] for kind in ("bbox", "segm") for name in ("AP", "AP50", "AR100")]
+    assert [cell.strip() for cell in lines[-3][2:]] == [f"{100 * value:.1f}" for value in figures]
+    assert int(lines[-3][1]) == per_class["bbox"]["class 5"]["objects"]
+    assert {cell.strip() for cell in lines[-1][2:]} == {"–"}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,10 +17,9 @@ from torchdcn.models.weights import read_info, save_weights
 from torchdcn.models.zoo import settings_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torchdcn.models.rcnn import RCNN
 
+PAGE = Path(__file__).parents[2] / "docs" / "mimicking.md"
 FASTER = "faster_rcnn_r18_fpn_mdconv_c3-c5"
 MASK = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 TINY = {"fpn_channels": 32, "box_head_channels": 48, "min_size": 64, "max_size": 96, "rpn_post_nms_top_n_train": 100}
@@ -330,6 +331,13 @@ def test_a_weights_file_serves_models_with_and_without(tmp_path: Path):
 def test_a_setting_that_does_not_fit_is_named(name: str, value: Any):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         small(**{name: value})
+
+
+def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(0)
+    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(compile(code, str(PAGE), "exec"), {})  # noqa: S102 - our own page
+    assert capsys.readouterr().out.strip() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)[0]
 
 
 def _one_step(rank: int, port: int, folder: str) -> None:

@@ -32,10 +32,26 @@ def test_losses_must_match_the_steps() -> None:
 def test_classes_without_objects_are_left_out_of_precision_over_recall() -> None:
     precision = np.full((10, 101, 2), 0.5)
     precision[:, :, 1] = -1
-    np.testing.assert_array_equal(
-        precision_recall(precision, ["cat", "dog"]), precision_recall(precision[:, :, :1], ["cat"])
-    )
-    assert precision_recall(np.full((10, 101, 1), -1.0), ["cat"]).shape == (480, 640, 3)
+    alone = precision_recall({"boxes": precision[:, :, :1]}, ["cat"])
+    np.testing.assert_array_equal(precision_recall({"boxes": precision}, ["cat", "dog"]), alone)
+    nothing = precision_recall({"boxes": np.full((10, 101, 1), -1.0)}, ["cat"])
+    assert nothing.shape == alone.shape
+    assert (nothing != alone).any()
+
+
+def test_precision_over_recall_has_a_column_for_each_kind_and_a_row_by_class_where_they_are_few() -> None:
+    few, many = np.random.default_rng(0).random((2, 10, 101, 9))
+    one = precision_recall({"boxes": few[:, :, :1]}, ["cat"])
+    assert one.shape == (600, 810, 3)
+    both = precision_recall({"boxes": few[:, :, :3], "masks": many[:, :, :3]}, ["cat", "dog", "eel"], title="val")
+    assert both.shape == (1200, 1620, 3)
+    assert precision_recall({"boxes": many}, [f"class {i}" for i in range(9)]).shape == one.shape
+
+
+@pytest.mark.parametrize("precision", [{}, {"boxes": np.ones((10, 101, 2))}, {"boxes": np.ones(101)}])
+def test_precision_that_does_not_fit_the_classes_is_refused(precision: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=r"^precision: expected arrays \[10, 101, 1\] by name"):
+        precision_recall(precision, ["cat"])
 
 
 def test_the_grid_fits_pictures_of_any_size_into_equal_cells() -> None:

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -38,9 +42,10 @@ def test_augmentation_depends_on_the_position_only(workers):
     plan = epoch_plan(7, 2, seed=0, epoch=0)
     whole = list(load_batches(Noise(), plan, collate, workers=0))
     rest = list(load_batches(Noise(), plan[2:], collate, workers=workers))
-    for (images, targets), (expected, expected_targets) in zip(rest, whole[2:], strict=True):
-        assert targets == expected_targets
-        assert all(map(torch.equal, images, expected))
+    for batch, expected in zip(rest, whole[2:], strict=True):
+        assert batch.targets == expected.targets
+        assert batch.draws == expected.draws
+        assert all(map(torch.equal, batch.images, expected.images))
 
 
 def test_loading_leaves_the_generator_of_the_training_process_alone():
@@ -56,3 +61,38 @@ def test_an_unreadable_image_arrives_as_its_own_error(workers):
     plan = epoch_plan(7, 2, seed=0, epoch=0)
     with pytest.raises(OSError, match=r"^pictures/7\.png: can't be read$"):
         list(load_batches(Noise(broken=4), plan, collate, workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_can_be_skipped_and_named(workers):
+    plan = epoch_plan(7, 2, seed=0, epoch=0)
+    batches = list(load_batches(Noise(broken=4), plan, collate, workers, skip=True))
+    assert [len(batch.images) + len(batch.faults) for batch in batches] == [2, 2, 2, 1]
+    assert sorted(target["index"] for batch in batches for target in batch.targets) == [0, 1, 2, 3, 5, 6]
+    [fault] = [fault for batch in batches for fault in batch.faults]
+    assert (fault.index, str(fault.error)) == (4, "pictures/7.png: can't be read")
+
+
+def test_only_faults_of_the_image_are_skipped():
+    class Broken(Noise):
+        def __getitem__(self, index):
+            raise KeyError(index)
+
+    with pytest.raises(KeyError):
+        list(load_batches(Broken(), [[(0, 0)]], collate, workers=0, skip=True))
+
+
+def test_a_batch_may_have_no_share_for_this_process():
+    [batch] = load_batches(Noise(), [[]], collate, workers=0)
+    assert batch == ([], [], [], [])
+
+
+def test_workers_outlive_the_signals_that_their_whole_group_gets():
+    plan = epoch_plan(7, 1, seed=0, epoch=0)
+    batches = load_batches(Noise(), plan, collate, workers=2)
+    got = [next(batches)]
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, signal.SIGTERM)
+    assert len(got + list(batches)) == 7
+    assert multiprocessing.active_children() == []

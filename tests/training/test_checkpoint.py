@@ -1,14 +1,12 @@
-import os
-import signal
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from torchdcn.training import TrainConfig, TrainState, read_checkpoint, restore, save_checkpoint
-from torchdcn.training.files import write_atomically
+from torchdcn.training.checkpoint import random_state, read_last_good
 from torchdcn.training.recipes import optimizer, schedule
-from torchdcn.training.signals import stop_requests
 
 CONFIG = TrainConfig("d", "m", "o")
 
@@ -62,24 +60,71 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         restore(state(width=6), read_checkpoint(tmp_path / "checkpoint.pt"))
 
 
-def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("older")
-
-    def half(file):
-        file.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, half)
-    assert path.read_text() == "older"
-    assert list(tmp_path.iterdir()) == [path]
+def flip_a_byte(path, place=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_one_interrupts():
-    with stop_requests() as stop:
-        assert stop.signal is None
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.9, 0.999])
+def test_one_wrong_bit_anywhere_is_found(tmp_path, place):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(width=400), CONFIG.to_dict())
+    read_checkpoint(path)
+    flip_a_byte(path, place)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: damaged"):
+        read_checkpoint(path)
+
+
+def test_a_file_without_its_checksum_is_damaged(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(), CONFIG.to_dict())
+    torch.save(torch.load(path, weights_only=True), path)
+    with pytest.raises(ValueError, match="its checksum is not there"):
+        read_checkpoint(path)
+
+
+def test_the_last_two_are_kept_and_the_older_one_serves_where_the_newer_is_damaged(tmp_path):
+    path, run = tmp_path / "checkpoint.pt", state()
+    assert read_last_good(tmp_path) is None
+    for _ in range(3):
+        train(run, 1)
+        save_checkpoint(path, run, CONFIG.to_dict())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint-previous.pt", "checkpoint.pt"]
+    content, warning = read_last_good(tmp_path)
+    assert (content["step"], warning) == (3, "")
+    flip_a_byte(path)
+    content, warning = read_last_good(tmp_path)
+    assert content["step"] == 2
+    assert re.search(r"checkpoint\.pt: damaged, .*going on from .*checkpoint-previous\.pt, step 2$", warning)
+    path.unlink()
+    assert read_last_good(tmp_path)[0]["step"] == 2
+    flip_a_byte(tmp_path / "checkpoint-previous.pt")
+    with pytest.raises(ValueError, match=r"checkpoint-previous\.pt: damaged"):
+        read_last_good(tmp_path)
+
+
+def test_a_full_disk_leaves_both_older_files_and_says_what_is_the_matter(tmp_path, file_size_limit):
+    path, run = tmp_path / "checkpoint.pt", state(width=1000)
+    for _ in range(2):
+        train(run, 1)
+        save_checkpoint(path, run, CONFIG.to_dict())
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with file_size_limit(20_000), pytest.raises(OSError, match="File too large"):
+        save_checkpoint(path, run, CONFIG.to_dict())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_each_process_gets_its_own_generator_back(tmp_path):
+    run, random_states = state(), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random_states.append(random_state())
+    save_checkpoint(tmp_path / "checkpoint.pt", run, CONFIG.to_dict(), random_states)
+    content = read_checkpoint(tmp_path / "checkpoint.pt")
+    for rank, seed in enumerate((1, 2)):
+        restore(run, content, rank)
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
+    torch.manual_seed(7)
+    restore(run, content, rank=2)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(7)))

@@ -1,12 +1,16 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
+from torchdcn.models import create_model
 from torchdcn.nn import ModulatedDeformConv2dPack
 from torchdcn.training import TrainConfig, lr_factor, parameter_groups
-from torchdcn.training.recipes import optimizer, schedule
+from torchdcn.training.recipes import base_lr, optimizer, schedule
 
-CONFIG = TrainConfig("d", "m", "o", lr=1e-3, weight_decay=0.05, offset_lr=0.1, warmup=0.1, lr_drops=(0.75, 0.9))
+CONFIG = TrainConfig("d", "m", "o", lr=1e-3, weight_decay=0.05, offset_lr_factor=0.1, warmup=0.1, lr_drops=(0.75, 0.9))
 
 
 def model():
@@ -67,3 +71,82 @@ def test_a_step_leaves_frozen_parameters_alone():
     network(torch.rand(1, 4, 8, 8)).sum().backward()
     optimiser.step()
     assert torch.equal(network[1].weight, before)
+
+
+def published(recipe, **more):
+    return TrainConfig("d", "m", "o", recipe=recipe, **more)
+
+
+@pytest.mark.parametrize(("recipe", "epochs", "drops"), [("1x", 12, (8, 11)), ("paper", 16, (10, 14))])
+def test_published_rates_drop_after_their_epochs(recipe, epochs, drops):
+    config = published(recipe)
+    for a_epoch in (7330, 641):
+        steps = a_epoch * epochs
+        assert config.epochs == epochs
+        factors = [lr_factor(step, steps, config) for step in range(500, steps)]
+        changes = [step + 500 for step, (a, b) in enumerate(itertools.pairwise(factors), 1) if a != b]
+        assert changes == [drop * a_epoch for drop in drops]
+        assert factors[0] == 1.0
+        assert factors[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("recipe", ["1x", "paper"])
+def test_published_rates_rise_in_500_steps_from_a_thousandth(recipe):
+    factors = [lr_factor(step, 90_000, published(recipe)) for step in (0, 250, 500)]
+    assert factors == [pytest.approx(0.001), pytest.approx(0.5005), 1.0]
+
+
+@pytest.mark.parametrize(("recipe", "factor"), [("1x", 1.0), ("paper", 0.1)])
+def test_published_recipes_are_sgd_for_16_images(recipe, factor):
+    network = model()
+    optimiser = optimizer(network, published(recipe, batch_size=2), 8)
+    assert type(optimiser) is torch.optim.SGD
+    slow = {id(p) for p in network[0].conv_offset.parameters()}
+    for group in optimiser.param_groups:
+        assert group["momentum"] == 0.9
+        assert group["weight_decay"] == 1e-4
+        offsets = {id(p) for p in group["params"]} <= slow
+        assert group["lr"] == pytest.approx(0.02 * 8 / 16 * (factor if offsets else 1))
+
+
+def test_the_offsets_rate_of_a_published_recipe_can_be_chosen():
+    rates = {group["lr"] for group in parameter_groups(model(), published("1x", offset_lr_factor=0.1), 16)}
+    assert sorted(rates) == [pytest.approx(0.002), pytest.approx(0.02)]
+
+
+def test_the_rate_of_scratch_does_not_follow_the_batch():
+    assert base_lr(CONFIG, 2) == base_lr(CONFIG, 64) == CONFIG.lr
+    assert base_lr(published("1x"), 64) == 0.08
+    assert base_lr(published("1x", lr_batch=0), 64) == 0.02
+
+
+@pytest.mark.parametrize("recipe", ["1x", "paper"])
+def test_a_step_of_a_published_recipe_moves_everything_that_trains(recipe):
+    network = model()
+    before = [p.clone() for p in network.parameters()]
+    optimiser = optimizer(network, published(recipe))
+    network(torch.rand(1, 4, 8, 8)).square().sum().backward()
+    optimiser.step()
+    moved = [not torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.parametrize(("recipe", "scales"), [("1x", True), ("paper", False)])
+def test_published_recipes_freeze_what_is_pretrained(recipe, scales, tmp_path):
+    file = tmp_path / "resnet18.pth"
+    torch.save(resnet18(weights=None).state_dict(), file)
+    config = TrainConfig("d", "faster_rcnn_r18_fpn", "o", recipe=recipe, weights_backbone=str(file))
+    network = create_model(config.model, weights_backbone=file, num_classes=2, **config.model_settings())
+    body = network.train().backbone.body
+    assert not any(p.requires_grad for part in (body.conv1, body.bn1, body.layer1) for p in part.parameters())
+    assert body.layer2[0].conv1.weight.requires_grad
+    norms = [m for m in body.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert body.layer2[0].bn1.weight.requires_grad == scales
+
+
+def test_a_published_recipe_without_weights_is_from_scratch():
+    config = TrainConfig("d", "faster_rcnn_r18_fpn", "o", recipe="paper", min_size=64)
+    network = create_model(config.model, num_classes=2, **config.model_settings())
+    assert all(p.requires_grad for p in network.parameters())

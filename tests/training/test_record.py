@@ -1,7 +1,9 @@
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchdcn.training import read_record
 from torchdcn.training.folder import RunFolder
@@ -25,6 +27,23 @@ def test_lines_hold_losses_and_evaluations(tmp_path):
     assert lines[0]["loss"] == 0.5
     assert lines[1]["bbox"] == {"AP": 0.25}
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_memory_is_recorded_and_shown(tmp_path):
+    screen = console()
+    with Record(tmp_path, screen, steps=2) as record:
+        record.losses("epoch 1/1", 2, figures(0.5))
+    [line] = read_record(tmp_path / "metrics.jsonl")
+    assert 50 < line["memory_mib"] < 1e6
+    assert " GiB" in screen.file.getvalue()
+
+
+def test_pictures_reach_the_events_file(tmp_path):
+    with Record(tmp_path, console(), steps=4) as record:
+        record.pictures(4, {"detections": np.full((8, 12, 3), 200, np.uint8)})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    [image] = events.Images("val/detections")
+    assert (image.step, image.width, image.height) == (4, 12, 8)
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .coco import CocoDetection
-from .synthetic import VERSION, make_synthetic
+from .folders import coco_folder, synthetic_folder
+from .synthetic import make_synthetic
 from .transforms import collate, eval_transforms, train_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = [
     "CocoDetection",
@@ -22,9 +22,6 @@ __all__ = [
     "synthetic_folder",
     "train_transforms",
 ]
-
-DEFAULT = {"train": 600, "val": 100, "size": 160, "seed": 0, "difficulty": 0.3}
-"""The settings of the data set called ``synthetic``: those of :func:`make_synthetic` without arguments."""
 
 
 def open_dataset(
@@ -37,6 +34,8 @@ def open_dataset(
     progress: Callable[[int, int], None] | None = None,
 ) -> CocoDetection:
     """Opens a folder in COCO's format, or the embedded data set, which is drawn at its first use.
+
+    A YOLO or Pascal VOC folder is converted at its first use (:func:`~torchdcn.data.converters.converted`).
 
     Args:
         data: A folder, or ``"synthetic"``: :func:`make_synthetic` with its defaults, kept in
@@ -58,23 +57,4 @@ def open_dataset(
             ...
         FileNotFoundError: /nowhere: there is no such folder
     """
-    root = synthetic_folder(progress) if str(data) == "synthetic" else Path(data)
-    return CocoDetection(root, split, transforms, crowds=crowds, masks=masks)
-
-
-def synthetic_folder(progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder of the embedded data set; draws it if this version of it is not in the cache yet.
-
-    Several processes may call it at once: the first to finish puts its folder in place, and all draw the
-    same.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchdcn"
-    key = "-".join(f"{name}{value}" for name, value in DEFAULT.items())
-    root = cache / f"synthetic-v{VERSION}-{key}"
-    if not root.is_dir():
-        try:
-            make_synthetic(root, **DEFAULT, progress=progress)  # type: ignore[arg-type]  # mixed numbers
-        except OSError:
-            if not root.is_dir():
-                raise
-    return root
+    return CocoDetection(coco_folder(data, progress), split, transforms, crowds=crowds, masks=masks)

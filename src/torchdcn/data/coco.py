@@ -87,7 +87,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.root = Path(root)
         self.split = split
         self.transforms = transforms
-        self.annotation_file, self.image_folder = _find_split(self.root, split)
+        self.annotation_file, self.image_folder = find_split(self.root, split)
         content = read_annotations(self.annotation_file)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
@@ -150,6 +150,11 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         """The file of the ``index``-th image."""
         return self.image_folder / self._file_names[index]
 
+    def labels(self, index: int) -> list[int]:
+        """The classes of the ``index``-th image's objects, without reading the image."""
+        labels: list[int] = self._labels[self._starts[index] : self._starts[index + 1]].tolist()
+        return labels
+
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index: expected one below {len(self)}, the number of images, got {index}")
@@ -193,8 +198,12 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return masks
 
 
-def _find_split(root: Path, split: str) -> tuple[Path, Path]:
-    """The annotation file and the image folder of a split, under our or COCO's own name."""
+def find_split(root: Path, split: str) -> tuple[Path, Path]:
+    """The annotation file and the image folder of a split, under our or COCO's own name.
+
+    Raises:
+        FileNotFoundError: One of them, or the whole folder, is missing.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder")
     folder = root / "annotations"

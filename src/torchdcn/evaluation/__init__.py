@@ -1,6 +1,6 @@
 """How good a detector is: COCO's figures."""
 
-from .coco import Evaluation, evaluate, evaluate_coco, metrics_table
+from .coco import Evaluation, class_table, evaluate, evaluate_coco, metrics_table
 from .detector import check_fit, evaluate_detector
 
-__all__ = ["Evaluation", "check_fit", "evaluate", "evaluate_coco", "evaluate_detector", "metrics_table"]
+__all__ = ["Evaluation", "check_fit", "class_table", "evaluate", "evaluate_coco", "evaluate_detector", "metrics_table"]

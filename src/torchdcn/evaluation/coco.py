@@ -274,15 +274,15 @@ def _area(annotation: Mapping[str, Any], image: Mapping[str, Any], where: str) -
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def metrics_table(
-    metrics: Mapping[str, Mapping[str, float]],
-    per_class: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
-) -> Table:
-    """A table to print: a line for boxes and one for masks, then, if given, lines by class; in percent.
+KINDS = {"bbox": "boxes", "segm": "masks"}
+"""What people call the kinds of overlap."""
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """A table to print: a line for boxes and one for masks, in percent.
 
     Args:
         metrics: As :func:`evaluate_coco` gives them.
-        per_class: ``{"bbox": evaluation.per_class, ...}`` of :func:`evaluate`'s answers.
 
     Returns:
         A table for ``rich.print``; "–" where there was nothing to measure.
@@ -296,20 +296,45 @@ def metrics_table(
     from rich.table import Table
 
     shown = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-    names = {"bbox": "boxes", "segm": "masks"}
-    table = Table(title="COCO figures, in percent" if per_class is None else "COCO figures by class, in percent")
+    table = Table(title="COCO figures, in percent")
     table.add_column("")
     for name in shown:
         table.add_column(name, justify="right")
     for kind, figures in metrics.items():
-        table.add_row(names.get(kind, kind), *(_percent(figures.get(name)) for name in shown), end_section=True)
-    for kind, classes in (per_class or {}).items():
-        for class_name, figures in classes.items():
-            label = f"{class_name} ({names.get(kind, kind)})"
-            table.add_row(label, *(_percent(figures.get(name)) for name in shown))
-        table.add_section()
+        table.add_row(KINDS.get(kind, kind), *(_percent(figures[name]) for name in shown))
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else "–" if value < 0 else f"{100 * value:.1f}"
+def class_table(per_class: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A table to print: a line for each class, in percent; its objects are counted without crowds.
+
+    Args:
+        per_class: ``{"bbox": evaluation.per_class, ...}`` of :func:`evaluate`'s answers.
+
+    Returns:
+        A table for ``rich.print``; "–" for classes without objects.
+
+    Example:
+        >>> import rich
+        >>> from torchdcn.evaluation import class_table
+        >>> figures = {"AP": 0.4, "AP50": 0.6, "AR100": 0.5, "objects": 12.0}
+        >>> rich.print(class_table({"bbox": {"cat": figures}}))  # doctest: +SKIP
+    """
+    from rich.table import Table
+
+    table = Table(title="By class, in percent")
+    table.add_column("class", overflow="fold")
+    table.add_column("objects", justify="right")
+    shown = ("AP", "AP50", "AR100")
+    for kind in per_class:
+        for name in shown:
+            table.add_column(f"{KINDS.get(kind, kind)}\n{name}", justify="right")
+    first = next(iter(per_class.values()), {})
+    for class_name in first:
+        figures = [classes[class_name][name] for classes in per_class.values() for name in shown]
+        table.add_row(class_name, f"{first[class_name]['objects']:.0f}", *map(_percent, figures))
+    return table
+
+
+def _percent(value: float) -> str:
+    return "–" if value < 0 else f"{100 * value:.1f}"

@@ -9,6 +9,7 @@ from .coco import IouType, evaluate_coco, ground_truth_for, images_by_id, read_g
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
@@ -30,11 +31,37 @@ class CocoFolder(Protocol):
         ...
 
 
+class Processes(Protocol):
+    """The processes that share an evaluation; :mod:`torchdcn.training.distributed` has them."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this one computes the figures."""
+        ...
+
+    def share(self, items: Sequence[int]) -> list[int]:
+        """This one's part of what all have."""
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block whose errors end all of them."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """All their values, on the first."""
+        ...
+
+    def from_first(self, value: Any) -> Any:
+        """The first one's value, on all."""
+        ...
+
+
 def evaluate_detector(
     detector: Callable[[NDArray[np.uint8]], Detections],
     dataset: CocoFolder,
     progress: Callable[[int, int], None] | None = None,
     iou_types: Sequence[IouType] | None = None,
+    processes: Processes | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Runs a detector over every image of a data set and compares what it finds with the annotations.
 
@@ -46,9 +73,11 @@ def evaluate_detector(
             detector's is the data set's, by position.
         progress: Called with (images done, images in all) after each image.
         iou_types: By default "bbox", and "segm" if the detector gives masks.
+        processes: Others that call this at the same time: each looks at its share of the images.
 
     Returns:
-        The figures as :func:`evaluate_coco` gives them, and all detections as COCO-format results.
+        The figures as :func:`evaluate_coco` gives them, and all detections as COCO-format results; with ``processes``
+        the figures of all images on every one, and all detections on the first.
 
     Raises:
         ValueError: The detector's classes are not the data set's, or it gives masks and the data set has none. Known
@@ -60,16 +89,47 @@ def evaluate_detector(
     masks = bool(getattr(settings, "masks", False)) if iou_types is None else "segm" in iou_types
     truth = check_fit(names, masks, dataset)  # first: the pictures may take hours
     images = images_by_id(truth)
-    results: list[dict[str, Any]] = []
-    masks = False
-    for index, image_id in enumerate(dataset.image_ids):
+    indices = range(len(dataset.image_ids))
+    if processes is None:
+        return _figures(truth, _detections(detector, dataset, indices, images, progress), iou_types)
+    figures: tuple[dict[str, dict[str, float]], list[dict[str, Any]]] = {}, []
+    with processes.together():
+        mine = processes.share(indices)
+        found = _detections(detector, dataset, mine, images, progress)
+    parts = processes.gather(found)
+    with processes.together():
+        if processes.first:
+            figures = _figures(truth, {index: one for part in parts for index, one in part.items()}, iou_types)
+    return processes.from_first(figures[0]), figures[1]
+
+
+def _detections(
+    detector: Callable[[NDArray[np.uint8]], Detections],
+    dataset: CocoFolder,
+    indices: Sequence[int],
+    images: Mapping[int, Mapping[str, Any]],
+    progress: Callable[[int, int], None] | None,
+) -> dict[int, tuple[bool, list[dict[str, Any]]]]:
+    """By index: whether the detector gives masks, and what it has found."""
+    found = {}
+    for done, index in enumerate(indices, 1):
+        image_id = dataset.image_ids[index]
         size = (int(images[image_id]["height"]), int(images[image_id]["width"]))
-        found = detector(read_image(dataset.image_path(index), size))
-        masks = masks or found.masks is not None
-        ids = _category_ids(found.class_names, dataset)
-        results += [result for result in found.to_coco(image_id, ids) if result["category_id"] != _NOT_THERE]
+        detections = detector(read_image(dataset.image_path(index), size))
+        ids = _category_ids(detections.class_names, dataset)
+        results = [result for result in detections.to_coco(image_id, ids) if result["category_id"] != _NOT_THERE]
+        found[index] = (detections.masks is not None, results)
         if progress is not None:
-            progress(index + 1, len(dataset.image_ids))
+            progress(done, len(indices))
+    return found
+
+
+def _figures(
+    truth: Mapping[str, Any], found: dict[int, tuple[bool, list[dict[str, Any]]]], iou_types: Sequence[IouType] | None
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    # In the data set's order, whoever found them: of detections with one score the first comes first.
+    results = [result for index in sorted(found) for result in found[index][1]]
+    masks = any(has_masks for has_masks, _ in found.values())
     kinds: Sequence[IouType] = iou_types or (("bbox", "segm") if masks else ("bbox",))
     return evaluate_coco(truth, results, kinds), results
 

@@ -79,15 +79,12 @@ def _cuda_growths(jobs: Sequence[Job], device: str) -> Iterator[int | None]:
 def _growths(jobs: Sequence[Job], threads: int) -> Iterator[int | None]:
     """Asks a process that forks one for each job."""
     request = json.dumps({"threads": threads, "jobs": [asdict(job) for job in jobs]})
-    # Freed memory goes back at once, so that none of what a call takes comes from an earlier one's. No other threads
-    # than torch's, for only a process of one thread may fork.
-    tunables = [os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536"]
-    environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, tunables)), "OPENBLAS_NUM_THREADS": "1"}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
         subprocess.Popen(  # noqa: S603  # this very module
             [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=worker_environment(),
         ) as worker,
     ):  # fmt: skip
         assert worker.stdin is not None  # noqa: S101  # both are pipes
@@ -101,6 +98,16 @@ def _growths(jobs: Sequence[Job], threads: int) -> Iterator[int | None]:
             errors.seek(0)
             reason = (errors.read().strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
             warnings.warn(f"memory isn't measured: the process that does it failed ({reason})", stacklevel=3)
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a process that measures its own memory.
+
+    Freed memory goes back at once, so that none of what a call takes comes from an earlier one's. No other threads than
+    torch's, for only a process of one thread may fork.
+    """
+    tunables = [os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536"]
+    return os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, tunables)), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _call(job: Job, shape: Shape, device: str = "cpu") -> Callable[[], Any] | None:
@@ -142,14 +149,20 @@ def _growth(job: Job, threads: int) -> int | None:
     call = _call(job, job.shape)
     if call is None:
         return None
+    growth, result = peak_growth(call)
+    return max(0, growth - _size(job, result))
+
+
+def peak_growth(call: Callable[[], Any]) -> tuple[int, Any]:
+    """By how many bytes this process grows at most while a call runs, and the call's result. Linux only."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before, code = _status("VmRSS"), _status("RssFile")
     result = call()
-    # Libraries' code that was loaded on the way is no memory of the operator's. It stays, so the end counts.
-    return max(0, _status("VmHWM") - before - (_status("RssFile") - code) - _size(job, result))
+    # Libraries' code that was loaded on the way is no memory of the call's. It stays, so the end counts.
+    return max(0, _status("VmHWM") - before - (_status("RssFile") - code)), result
 
 
 def _status(name: str) -> int:

@@ -40,6 +40,8 @@ __all__ = [
     "measure_times",
     "operator_contenders",
     "ratios",
+    "thread_count",
+    "wait_for",
     "with_memory",
 ]
 
@@ -192,13 +194,13 @@ def bench_operator(
     counts = threads or [torch.get_num_threads()]
     total = len(counts) * len(shapes) * len(passes)
     for count in counts:
-        with _threads(count):
+        with thread_count(count):
             for shape in shapes:
                 for training in passes:
                     if progress:
                         progress(len(found), total)
                     lineup = operator_contenders(shape, training, getattr(torch, dtype), peers, place)
-                    times = measure_times(lineup.calls, rounds, _wait_for(place))
+                    times = measure_times(lineup.calls, rounds, wait_for(place))
                     found.append(Measurement(shape, training, dtype, device, count, times, lineup.absent))
     return found
 
@@ -230,7 +232,8 @@ def geometric_means(measurements: Sequence[Measurement]) -> dict[str, float]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def thread_count(count: int) -> Iterator[None]:
+    """Lets torch have so many threads within."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -239,7 +242,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _wait_for(device: torch.device) -> Callable[[], object]:
+def wait_for(device: torch.device) -> Callable[[], object]:
+    """What to call before the clock is read."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 

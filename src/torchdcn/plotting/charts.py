@@ -79,39 +79,93 @@ def loss_curve(
     return rendered(figure)
 
 
-def precision_recall(precision: ArrayLike, class_names: Sequence[str], *, title: str = "") -> Picture:
-    """Precision over recall at IoU 0.5, a line for each class and, with several, their mean in black.
+def precision_recall(precision: Mapping[str, ArrayLike], class_names: Sequence[str], *, title: str = "") -> Picture:
+    """Precision over recall: a column for each kind of overlap; the area under a line is what stands beside it.
+
+    Above, the mean of all classes for several overlaps (IoU) from which a detection counts, and in black the mean of
+    all ten: COCO's AP. Below, for two to six classes, each at IoU 0.5.
 
     Args:
-        precision: ``[10, 101, classes]``, :class:`torchdcn.evaluation.Evaluation`'s; classes of -1 are left out.
-        class_names: Names of the classes; at most the ten of best AP50 are drawn one by one.
+        precision: What the columns are called ("boxes", "masks") to ``[10, 101, classes]`` as
+            :class:`torchdcn.evaluation.Evaluation` has it; classes of -1 are left out.
+        class_names: Names of the classes.
         title: A line above.
 
     Returns:
-        ``[480, 640, 3]`` uint8.
+        ``[height, width, 3]`` uint8; a column is 810 pixels wide, a row 600 high.
+
+    Raises:
+        ValueError: Nothing given, or not as many classes as names.
 
     Example:
         >>> import numpy as np
         >>> from torchdcn.plotting import precision_recall
-        >>> precision_recall(np.ones((10, 101, 1)), ["cat"]).shape
-        (480, 640, 3)
+        >>> precision_recall({"boxes": np.ones((10, 101, 1))}, ["cat"]).shape
+        (600, 810, 3)
     """
-    curves = np.asarray(precision, float)[0]  # [101, classes]
-    recall = np.linspace(0, 1, len(curves))
-    figure, axes = _chart((640, 480), title)
-    measured = [i for i in range(curves.shape[1]) if curves[:, i].min() >= 0]
-    measured.sort(key=lambda i: -curves[:, i].mean())
-    for rank, i in enumerate(measured[:10]):
-        color = [c / 255 for c in _CHART_COLORS[rank % 6]]
-        name = f"{class_names[i]} {curves[:, i].mean():.2f}"
-        axes.plot(recall, curves[:, i], color=color, lw=1.6, ls="-" if rank < 6 else "--", label=name)
-    if len(measured) > 1:
-        mean = curves[:, measured].mean(axis=1)
-        axes.plot(recall, mean, color="black", lw=2.4, label=f"mean of {len(measured)} {mean.mean():.2f}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision at IoU 0.5")
-    if measured:
-        axes.legend(frameon=False, fontsize=9, loc="lower left", title="AP50", title_fontsize=9, alignment="left")
+    from matplotlib.figure import Figure
+
+    kinds = {name: np.asarray(values, float) for name, values in precision.items()}
+    if not kinds or any(values.shape != (10, 101, len(class_names)) for values in kinds.values()):
+        got = {name: list(values.shape) for name, values in kinds.items()}
+        raise ValueError(f"precision: expected arrays [10, 101, {len(class_names)}] by name, got {got}")
+    measured = {
+        kind: [i for i in range(len(class_names)) if values[:, :, i].min() >= 0] for kind, values in kinds.items()
+    }
+    by_class = any(1 < len(classes) <= len(_CHART_COLORS) for classes in measured.values())
+    rows = 2 if by_class else 1
+    figure = Figure(figsize=(5.4 * len(kinds), 4 * rows), dpi=150, facecolor="white", layout="constrained")
+    grid = figure.subplots(rows, len(kinds), squeeze=False)
+    for column, (kind, values) in enumerate(kinds.items()):
+        curves = values[:, :, measured[kind]]
+        _overlap_curves(grid[0, column], curves)
+        grid[0, column].set_title(_title(kind, curves.shape[2]), loc="left", fontsize=11)
+        if by_class:
+            _class_curves(grid[1, column], curves[0], [class_names[i] for i in measured[kind]])
+            grid[1, column].set_title(f"{kind}, by class at IoU 0.50", loc="left", fontsize=11)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return rendered(figure)
+
+
+def _title(kind: str, classes: int) -> str:
+    return f"{kind}: nothing to find" if not classes else f"{kind}, mean of {classes} classes" if classes > 1 else kind
+
+
+def _overlap_curves(axes: Axes, curves: NDArray[np.float64]) -> None:  # [10, 101, classes]
+    from matplotlib import colormaps
+
+    lines: dict[str, tuple[NDArray[np.float64], object, float]] = {}
+    if curves.size:
+        for i in range(0, 10, 2):
+            lines[f"{0.5 + 0.05 * i:.2f}"] = curves[i].mean(axis=1), colormaps["viridis"](i / 10), 1.5
+        lines["mean"] = curves.mean(axis=(0, 2)), "black", 2.4
+    _curves(axes, lines, "AP    at IoU")
+
+
+def _class_curves(axes: Axes, curves: NDArray[np.float64], names: list[str]) -> None:  # [101, classes]
+    best_first = np.argsort(-curves.mean(axis=0), kind="stable")
+    colors = [[c / 255 for c in color] for color in _CHART_COLORS]
+    # The same colour for a class in every column.
+    lines = {names[i]: (curves[:, i], colors[i], 1.8) for i in best_first}
+    _curves(axes, lines, "AP50  class")
+
+
+def _curves(axes: Axes, lines: Mapping[str, tuple[NDArray[np.float64], object, float]], heading: str) -> None:
+    """Lines of precision at recall 0, 0.01, .., 1, with the means beside their names."""
+    recall = np.linspace(0, 1, 101)
+    for name, (values, color, width) in lines.items():
+        reached = np.flatnonzero(values)
+        end = int(reached[-1]) + 2 if len(reached) else 1  # down to 0 where no more is found, and not along it
+        area = f"{100 * values.mean():4.1f}".replace(" ", "\u2007")  # a blank as wide as a digit
+        axes.plot(recall[:end], values[:end], color=color, lw=width, label=f"{area}  {name}", solid_joinstyle="round")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    _plain(axes)
+    if lines:
+        axes.legend(
+            frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0, title=heading,
+            title_fontsize=9, alignment="left", handlelength=1.4,
+        )  # fmt: skip
 
 
 def _chart(size: tuple[int, int], title: str) -> tuple[Figure, Axes]:
@@ -119,12 +173,16 @@ def _chart(size: tuple[int, int], title: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", lw=0.8)
-    axes.set_axisbelow(True)
+    _plain(axes)
     if title:
         axes.set_title(title, loc="left", fontsize=12)
     return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", lw=0.8)
+    axes.set_axisbelow(True)
 
 
 def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .repeats import repeated
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
+    from types import FrameType
 
     from torch import Tensor
 
     Sample = tuple[Tensor, dict[str, Any]]
-    Batch = tuple[list[Tensor], list[dict[str, Any]]]
+    Collate = Callable[[Sequence[Sample]], tuple[list[Tensor], list[dict[str, Any]]]]
 
 Draw = tuple[int, int]
-"""One image of a batch: its index in the data set, and the seed of its augmentation."""
+"""One image of a batch: its index in the data set, and the seed of all that is drawn for it."""
 
 
-def epoch_plan(images: int, batch_size: int, seed: int, epoch: int) -> list[list[Draw]]:
+@dataclass(frozen=True)
+class Fault:
+    """An image that can't be used."""
+
+    index: int
+    error: Exception
+
+
+class Batch(NamedTuple):
+    """What is there of a plan's batch."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Any]]
+    draws: list[Draw]  # one for each image
+    faults: list[Fault]  # in the place of the others
+
+
+def epoch_plan(
+    images: int, batch_size: int, seed: int, epoch: int, factors: Sequence[float] | None = None
+) -> list[list[Draw]]:
     """The batches of an epoch: every image once, in an order drawn by torch's generator.
+
+    With ``factors`` (:func:`~torchdcn.training.repeats.repeat_factors`) an image is there as often as its factor says.
 
     Example:
         >>> from torchdcn.training.batches import epoch_plan
@@ -31,10 +57,10 @@ def epoch_plan(images: int, batch_size: int, seed: int, epoch: int) -> list[list
     generator = torch.Generator().manual_seed(seed)
     # Neighbouring seeds and epochs must not share streams, so an epoch's own seed is drawn, not computed.
     generator.manual_seed(int(torch.randint(2**31, (epoch + 1,), generator=generator)[-1]))
-    order = torch.randperm(images, generator=generator).tolist()
-    seeds = torch.randint(2**31, (images,), generator=generator).tolist()
-    draws = list(zip(order, seeds, strict=True))
-    return [draws[i : i + batch_size] for i in range(0, images, batch_size)]
+    order = torch.randperm(images, generator=generator) if factors is None else repeated(factors, generator)
+    seeds = torch.randint(2**31, (len(order),), generator=generator).tolist()
+    draws = list(zip(order.tolist(), seeds, strict=True))
+    return [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
 
 
 class _Seeded(Dataset[Any]):
@@ -43,40 +69,58 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> Sample | Exception:
+    def __getitem__(self, draw: Draw) -> tuple[Draw, Sample | Exception]:
         index, seed = draw
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                return self.dataset[index]  # type: ignore[no-any-return]
+                return draw, self.dataset[index]
             except Exception as error:
-                return error
+                return draw, error
 
 
 class _Collate:
-    def __init__(self, collate: Callable[[Sequence[Sample]], Batch]) -> None:
+    def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, samples: Sequence[Sample | Exception]) -> Batch | Exception:
-        for sample in samples:
-            if isinstance(sample, Exception):
-                return sample
-        return self.collate(samples)  # type: ignore[arg-type]  # no errors are left
+    def __call__(self, items: Sequence[tuple[Draw, Sample | Exception]]) -> Batch:
+        good = [(draw, sample) for draw, sample in items if not isinstance(sample, Exception)]
+        faults = [Fault(draw[0], sample) for draw, sample in items if isinstance(sample, Exception)]
+        images, targets = self.collate([sample for _, sample in good]) if good else ([], [])
+        return Batch(images, targets, [draw for draw, _ in good], faults)
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:  # noqa: ARG001  # DataLoader's signature
+def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001  # DataLoader's signature
+    """A worker that died of the signal that its whole process group got would fail the run that wants to save."""
+    parent = os.getppid()
+
+    def outlive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one comes from the loader, for a worker that hangs
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, outlive)
 
 
 def load_batches(
     dataset: Dataset[Any],
     plan: list[list[Draw]],
-    collate: Callable[[Sequence[Sample]], Batch],
+    collate: Collate,
     workers: int,
+    *,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+    skip: bool = False,
+) -> Generator[Batch]:
     """Yields the plan's batches, loaded by ``workers`` processes ahead of time (0: by this one).
+
+    Args:
+        dataset: Where a draw's index leads to.
+        plan: The batches; one may be empty.
+        collate: Makes images and targets of samples.
+        workers: How many.
+        pin_memory: Load into memory that a GPU copies from faster.
+        skip: Leave out what can't be read (OSError, ValueError) and name it in the batch's ``faults``.
 
     Raises:
         Exception: Whatever the data set raised for an image, at that image's batch.
@@ -87,10 +131,11 @@ def load_batches(
         num_workers=min(workers, len(plan)),
         collate_fn=_Collate(collate),
         pin_memory=pin_memory,
-        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # else it draws from the global one, which a resumed run would do once more
     )
     for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
+        for fault in batch.faults:
+            if not skip or not isinstance(fault.error, (OSError, ValueError)):
+                raise fault.error
         yield batch

@@ -14,7 +14,21 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RECIPES = ("scratch",)
+RECIPES: dict[str, dict[str, Any]] = {
+    "scratch": {
+        "epochs": 12, "min_size": None, "max_size": None, "lr": 4e-4, "lr_batch": 0, "offset_lr_factor": 0.1,
+        "weight_decay": 0.01, "warmup": 0.05, "warmup_steps": 0, "lr_drops": (0.75,), "clip": 5.0,
+    },
+    "1x": {
+        "epochs": 12, "min_size": 800, "max_size": 1333, "lr": 0.02, "lr_batch": 16, "offset_lr_factor": 1.0,
+        "weight_decay": 1e-4, "warmup": 0.0, "warmup_steps": 500, "lr_drops": (8 / 12, 11 / 12), "clip": 0.0,
+    },
+    "paper": {
+        "epochs": 16, "min_size": 1000, "max_size": 1667, "lr": 0.02, "lr_batch": 16, "offset_lr_factor": 0.1,
+        "weight_decay": 1e-4, "warmup": 0.0, "warmup_steps": 500, "lr_drops": (10 / 16, 14 / 16), "clip": 0.0,
+    },
+}  # fmt: skip
+"""What each recipe sets where a run does not: mmdetection's 1x schedule, and that of arXiv 1811.11168."""
 AMP = ("none", "bf16", "fp16")
 
 
@@ -27,7 +41,9 @@ def _flag(group: str, help: str, **arguments: Any) -> Any:
 class TrainConfig:
     """The settings of a run: ``train(config)`` reads nothing else, and every run saves its own as ``config.json``.
 
-    A field ``batch_size`` is the flag ``--batch-size``; ``overrides`` is ``--set NAME=VALUE``.
+    A field ``batch_size`` is the flag ``--batch-size``; ``overrides`` is ``--set NAME=VALUE``. A field of ``RECIPES``
+    that is not given gets the recipe's value when the object is made; so ``dataclasses.replace`` keeps the values of
+    the recipe that the object was made with.
 
     Raises:
         ValueError: A value out of range; the message names the field.
@@ -38,27 +54,46 @@ class TrainConfig:
         0.0004
     """
 
-    data: str = _flag("Run", "Folder with annotations/instances_{train,val}.json, train/ and val/; or 'synthetic'.")
+    data: str = _flag(
+        "Run",
+        "Folder with annotations/instances_{train,val}.json, train/ and val/; a YOLO or VOC folder; or 'synthetic'.",
+    )
     model: str = _flag("Run", "Name of the model, see `torchdcn models`.")
     out: str = _flag("Run", "Folder of the run.")
-    epochs: int = _flag("Run", "Passes over the training images.", default=12)
-    batch_size: int = _flag("Run", "Images a step.", default=2)
+    epochs: int = _flag("Run", "Passes over the training images.", default=None)
+    batch_size: int = _flag("Run", "Images a step, in each process.", default=2)
     weights: str | None = _flag("Run", "Weights file to start from; by default from scratch.", default=None)
     weights_backbone: str | None = _flag("Run", "Weights of the backbone: imagenet, or a file.", default=None)
     seed: int = _flag("Run", "Of weights, shuffling, flips and sampling.", default=0)
-    min_size: int | None = _flag("Images", "Short side in pixels; by default the model's own.", default=None)
-    max_size: int | None = _flag("Images", "Longest side in pixels; by default the model's own.", default=None)
+    min_size: int | None = _flag("Images", "Short side in pixels.", default=None)
+    max_size: int | None = _flag("Images", "Longest side in pixels.", default=None)
+    multi_scale: tuple[int, ...] = _flag(
+        "Images",
+        "More short sides to draw from in training, as in 640,672,704; --min-size stays one of them.",
+        default=(),
+    )
     flip: float = _flag("Images", "Probability of a horizontal flip.", default=0.5)
     workers: int = _flag("Images", "Processes that load images.", default=2)
-    recipe: str = _flag("Recipe", f"Optimiser and schedule: {', '.join(RECIPES)}.", default="scratch")
-    lr: float = _flag("Recipe", "Highest learning rate.", default=4e-4)
-    offset_lr: float = _flag("Recipe", "Learning rate of offset convolutions, times the others'.", default=0.1)
-    weight_decay: float = _flag("Recipe", "Of weights; norms and biases get none.", default=0.01)
-    warmup: float = _flag("Recipe", "Share of the run with a rising learning rate, 0 to 0.1.", default=0.05)
-    lr_drops: tuple[float, ...] = _flag(
-        "Recipe", "Shares of the run after which lr is divided by 10, as in 0.6,0.9.", default=(0.75,)
+    skip_bad_images: bool = _flag("Images", "Go on without images that can't be read, and list them.", default=False)
+    repeat_factor_threshold: float = _flag(
+        "Images", "Classes on a smaller share of the images are seen more often; 0: all images alike.", default=0.0
     )
-    clip: float = _flag("Recipe", "Largest norm of the gradient; 0 for no clipping.", default=5.0)
+    recipe: str = _flag("Recipe", f"Optimiser and schedule: {', '.join(RECIPES)}.", default="scratch")
+    lr: float = _flag("Recipe", "Highest learning rate.", default=None)
+    lr_batch: int = _flag(
+        "Recipe",
+        "Images a step that --lr is for: it grows with those of all processes; 0: it is as given.",
+        default=None,
+    )
+    offset_lr_factor: float = _flag("Recipe", "Learning rate of offset convolutions, times the others'.", default=None)
+    weight_decay: float = _flag("Recipe", "Of weights; by scratch not of norms and biases.", default=None)
+    warmup: float = _flag("Recipe", "Share of the run with a rising learning rate, 0 to 0.1.", default=None)
+    warmup_steps: int = _flag("Recipe", "Steps in which it rises from 0.001 x, instead of --warmup.", default=None)
+    lr_drops: tuple[float, ...] = _flag(
+        "Recipe", "Shares of the run after which lr is divided by 10, as in 0.6,0.9.", default=None
+    )
+    clip: float = _flag("Recipe", "Largest norm of the gradient; 0 for no clipping.", default=None)
+    mimic: bool = _flag("Recipe", "Add R-CNN feature mimicking; a step takes several times as long.", default=False)
     amp: str = _flag("Machine", f"Mixed precision: {', '.join(AMP)} (fp16 needs CUDA).", default="none")
     device: str | None = _flag("Machine", "cpu, cuda, cuda:1; by default CUDA where there is one.", default=None)
     eval_every: int = _flag("Machine", "Epochs between evaluations on val; 0: at the end only.", default=0)
@@ -67,17 +102,21 @@ class TrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)  # the model's other settings
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
+        self._fill_in()
         checks = {
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "recipe": (self.recipe in RECIPES, " or ".join(map(repr, RECIPES))),
             "lr": (0 < self.lr < float("inf"), "a positive number"),
+            "lr_batch": (self.lr_batch >= 0, "0 or more"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup <= 0.1, "a share of the run from 0 to 0.1"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
             "lr_drops": (all(0 < d < 1 for d in self.lr_drops), "shares of the run between 0 and 1"),
             "clip": (self.clip >= 0, "0 or more"),
-            "offset_lr": (self.offset_lr > 0, "a positive number"),
+            "offset_lr_factor": (self.offset_lr_factor > 0, "a positive number"),
+            "multi_scale": (all(s >= 16 for s in self.multi_scale), "short sides of at least 16 pixels"),
+            "repeat_factor_threshold": (0 <= self.repeat_factor_threshold <= 1, "a share of the images from 0 to 1"),
             "min_size": (self.min_size is None or self.min_size >= 16, "at least 16 pixels"),
             "max_size": (self.max_size is None or self.max_size >= (self.min_size or 16), "at least min_size"),
             "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
@@ -91,14 +130,61 @@ class TrainConfig:
             if not good:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
+    def _fill_in(self) -> None:
+        """Gives the fields that are not given the recipe's values."""
+        recipe = dict(RECIPES.get(self.recipe, RECIPES["scratch"]))  # a name that is none is refused afterwards
+        if self.warmup is not None:
+            recipe["warmup_steps"] = 0  # they are two ways to say one thing
+        if self.min_size is not None and self.max_size is None and recipe["max_size"] is not None:
+            recipe["max_size"] = max(self.min_size, round(self.min_size * recipe["max_size"] / recipe["min_size"]))
+        for name, value in recipe.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("lr_drops", "multi_scale"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def changed(self, **values: Any) -> TrainConfig:
+        """A copy with some other values; with another recipe, what the former one had set goes to the new one's.
+
+        Example:
+            >>> from torchdcn.training import TrainConfig
+            >>> config = TrainConfig("synthetic", "mask_rcnn_r50_fpn", "runs/try", clip=1.0)
+            >>> config.changed(recipe="1x").lr, config.changed(recipe="1x").clip
+            (0.02, 1.0)
+        """
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if values.get("recipe", self.recipe) != self.recipe:
+            kept = {n: v for n, v in kept.items() if n not in RECIPES[self.recipe] or v != RECIPES[self.recipe][n]}
+        if "warmup" in values:
+            kept.pop("warmup_steps", None)
+        return TrainConfig(**{**kept, **values})
+
     def model_settings(self) -> dict[str, Any]:
         """The model's settings that differ from its name's."""
-        named = {n: getattr(self, n) for n in ("min_size", "max_size")}
+        sizes: Any = self.min_size
+        if self.multi_scale:
+            last = self.min_size or max(self.multi_scale)  # the one that is evaluated with
+            sizes = (*(size for size in self.multi_scale if size != last), last)
+        # The paper's own code keeps the scales and shifts of normalisation too; mmdetection's 1x trains them.
+        norm = "frozen_bn" if self.recipe == "paper" and self.weights_backbone and not self.weights else None
+        named = {"min_size": sizes, "max_size": self.max_size, "mimic": self.mimic or None, "norm": norm}
         return {n: value for n, value in named.items() if value is not None} | dict(self.overrides)
+
+    def described(self) -> str:
+        """All settings to read, a line for each group of flags."""
+        groups: dict[str, list[str]] = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            shown = ",".join(f"{v:.4g}" for v in value) if isinstance(value, tuple) else str(value)
+            if each.name != "overrides":
+                groups.setdefault(each.metadata["group"], []).append(f"{each.name}={shown}")
+        groups["Model"] = [f"{name}={value}" for name, value in self.overrides.items()]
+        return "\n".join(f"  {name}: {' '.join(texts)}" for name, texts in groups.items() if texts)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return dataclasses.asdict(self) | {"lr_drops": list(self.lr_drops), "overrides": dict(self.overrides)}
+        lists = {"lr_drops": list(self.lr_drops), "multi_scale": list(self.multi_scale)}
+        return dataclasses.asdict(self) | lists | {"overrides": dict(self.overrides)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -108,6 +194,8 @@ class TrainConfig:
             ValueError: A name that is no field, with the nearest one that is.
         """
         known = [f.name for f in dataclasses.fields(cls)]
+        if "offset_lr" in values:  # its name until recipes came
+            values = {"offset_lr_factor" if name == "offset_lr" else name: value for name, value in values.items()}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
@@ -124,12 +212,18 @@ class TrainConfig:
         """Reads what :meth:`save` wrote.
 
         Raises:
+            FileNotFoundError: There is none.
             ValueError: Not a settings file of ours.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no such settings file")
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not a JSON file ({error})") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected an object with a run's settings, got {type(values).__name__}")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except TypeError as error:  # text where a number belongs, or no data, model and out
+            raise ValueError(f"{path}: not a run's settings ({error})") from error

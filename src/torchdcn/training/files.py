@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Lets ``write`` fill a temporary file beside ``path`` and puts it in place only when it is complete and on disk.
 
     A process that dies at any moment leaves the older file, or none, and never half of the new one.
+
+    Args:
+        path: The file.
+        write: Called with the temporary file.
+        keep: What the older file is called from then on, in the same folder; by default it is gone.
 
     Example:
         >>> from torchdcn.training.files import write_atomically
@@ -30,9 +36,41 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's own files are for the owner only
+        if keep is not None and path.exists():
+            _give_second_name(path, keep)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _give_second_name(path: Path, name: Path) -> None:
+    """Makes ``name`` the file ``path`` too; there is a whole file called ``path`` all the while."""
+    link = path.parent / f".{path.name}.link"
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(path)
+    except OSError:  # a file system without hard links: for a moment the file has its second name only
+        path.replace(name)
+        return
+    link.replace(name)
+    link.unlink(missing_ok=True)  # a rename does nothing where both names are already those of one file
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name itself must survive a power cut. Some systems can't open a folder: they have no such promise to give.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes the temporary files that killed processes have left of :func:`write_atomically` for ``path``."""
+    for file in path.parent.glob(f".{path.name}.*"):
+        file.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path, argument: str) -> Path:

@@ -7,13 +7,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from . import checkpoint, record
-from .files import make_folder
+from .files import make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-WRITTEN = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME, "events.out.tfevents.*")
+ATOMIC = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME)
+WRITTEN = (*ATOMIC, checkpoint.PREVIOUS, checkpoint.DAMAGED, "events.out.tfevents.*")
 
 
 class RunFolder:
@@ -37,6 +38,8 @@ class RunFolder:
         self.existed = path.exists()
         self.moved_to: Path | None = None
         make_folder(path, "out")
+        for name in ATOMIC:
+            remove_leftovers(path / name)
         if not resumed:
             self._move_earlier()
 

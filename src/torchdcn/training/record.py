@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .files import write_atomically
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console
 
 NAME = "metrics.jsonl"
@@ -63,18 +68,26 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.events.close()
+        try:
+            self.events.close()
+        except OSError:  # a full disk, say: not to be told instead of what has ended the run
+            if error is None:
+                raise
 
     def advance(self, epoch: str, step: int) -> None:
         """Moves the bar; ``epoch`` is its label."""
         self.progress.update(self.task, completed=step, description=epoch)
 
     def losses(self, epoch: str, step: int, figures: Mapping[str, float]) -> None:
-        """Records a logging step's losses, learning rate and speed."""
+        """Records a logging step's losses, learning rate and speed, with the most memory taken so far."""
+        memory = peak_memory()
+        figures = {**figures, **({"memory_mib": round(memory / 2**20)} if memory else {})}
         self._write({"kind": "train", "step": step, **figures})
         for name, value in figures.items():
             self.events.add_scalar(f"train/{name}", value, step)
         text = f"loss {figures['loss']:.3f} · lr {figures['lr']:.1e} · {figures['images_per_s']:.1f} images/s"
+        if memory:
+            text += f" · {memory / 2**30:.1f} GiB"
         self.progress.update(self.task, figures=text)
         last = step == self.steps
         if not self.console.is_terminal and (last or time.monotonic() - self._printed > SECONDS_BETWEEN_LINES):
@@ -92,6 +105,15 @@ class Record:
             for name, value in figures.items():
                 self.events.add_scalar(f"val/{kind}/{name}", value, step)
 
+    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Records pictures ``[H, W, 3]`` by name, for TensorBoard alone."""
+        for name, picture in pictures.items():
+            self.events.add_image(f"val/{name}", picture, step, dataformats="HWC")
+
+    def skipped(self, step: int, path: str, reason: str) -> None:
+        """Records an image that could not be read."""
+        self._write({"kind": "skipped", "step": step, "image": path, "reason": reason})
+
     def _write(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -100,6 +122,18 @@ class Record:
         kept = [line for line in read_record(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has taken: of its GPU's memory if it uses one, else of the host's, if known."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Means:
@@ -119,7 +153,9 @@ class Means:
             self._sums[name] += value * images
 
     def read(self) -> dict[str, float]:
-        """The averages and ``images_per_s``; begins anew."""
+        """The averages and ``images_per_s``, nothing if there were no images; begins anew."""
+        if not self._images:
+            return {}
         means = {name: total / self._images for name, total in self._sums.items()}
         means["images_per_s"] = self._images / (time.perf_counter() - self._began)
         self._clear()
@@ -137,9 +173,13 @@ def read_record(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        if not text.endswith("}"):
-            break
-        lines.append(json.loads(text))
-    return lines
+    lines = map(_parsed, path.read_text(encoding="utf-8").splitlines())
+    return list(takewhile(bool, lines))
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return line if isinstance(line, dict) else {}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818  # nothing went wrong
+    """Somebody asked the run to stop, and it did, after saving. ``signal`` is the number of what asked."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class StopRequest:
@@ -17,11 +26,33 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._leave: Callable[[int], Exception] | None = None
+
+    @contextmanager
+    def at_once(self, leave: Callable[[int], Exception]) -> Iterator[None]:
+        """Within the block, where all is saved, a request raises ``leave(signal)``; so does one that came before."""
+        if self.signal is not None:
+            raise leave(self.signal)
+        self._leave = leave
+        try:
+            yield
+        finally:
+            self._leave = None
+
+    def note(self, number: int) -> None:
+        """Takes a request."""
+        self.signal = signal.Signals(number)
+        if self._leave is not None:
+            raise self._leave(number)
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Notes the first Ctrl-C or SIGTERM within the block instead of dying of it; a second one kills as usual."""
+def stop_requests(notice: str = "") -> Iterator[StopRequest]:
+    """Notes the first Ctrl-C or SIGTERM within the block instead of dying of it; a second one kills as usual.
+
+    Args:
+        notice: Written to standard error at the first one.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only there does Python let handlers be set
         yield request
@@ -30,9 +61,11 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in watched}
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
-        request.signal = signal.Signals(number)
         for each in watched:
             signal.signal(each, before[each])
+        with suppress(OSError):
+            os.write(2, notice.encode())  # print could be in the middle of a line just now
+        request.note(number)
 
     for number in watched:
         signal.signal(number, note)

@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from torchdcn.training.files import remove_leftovers, write_atomically
+
+
+def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("older")
+
+    def half(file):
+        file.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_and_its_name_are_on_disk_before_it_is_done(tmp_path, monkeypatch):
+    handles, synced = Path("/proc/self/fd"), []
+    fsync = os.fsync
+
+    def note(handle):
+        synced.append((handles / str(handle)).readlink())
+        fsync(handle)
+
+    if not handles.is_dir():
+        pytest.skip("asks Linux what a handle is of")
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomically(tmp_path / "file.txt", lambda file: file.write_text("new"))
+    assert synced[0].name.startswith(".file.txt.")
+    assert synced[1] == tmp_path
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_the_older_file_keeps_its_content_under_another_name(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*paths):  # noqa: ARG001  # os.link's signature
+            raise OSError("not supported")
+
+        monkeypatch.setattr(os, "link", refuse)
+    for number in range(3):
+        write_atomically(
+            tmp_path / "file.txt", lambda file, n=number: file.write_text(str(n)), keep=tmp_path / "older.txt"
+        )
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "2", "older.txt": "1"}
+
+
+def test_a_death_between_the_two_renames_does_no_harm(tmp_path):
+    path, older = tmp_path / "file.txt", tmp_path / "older.txt"
+    path.write_text("1")
+    older.hardlink_to(path)  # the second name was given, the new file had not come yet
+    write_atomically(path, lambda file: file.write_text("2"), keep=older)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "2", "older.txt": "1"}
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    for name in (".file.txt.abc.txt", ".file.txt.link", "file.txt", ".other.txt.abc.txt"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path / "file.txt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.txt.abc.txt", "file.txt"]

@@ -1,0 +1,56 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from torchdcn.training import Interrupted
+from torchdcn.training.signals import stop_requests
+
+
+def test_the_first_ctrl_c_is_noted_and_the_second_one_interrupts():
+    with stop_requests() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_one_is_answered_at_once(capfd):
+    with stop_requests("stopping\n") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    assert capfd.readouterr().err == "stopping\n"
+
+
+def test_where_all_is_saved_nobody_waits():
+    def leave(number):
+        return Interrupted("saved", number)
+
+    with stop_requests() as stop:
+        with pytest.raises(Interrupted) as caught, stop.at_once(leave):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.signal == signal.SIGTERM
+        with pytest.raises(Interrupted), stop.at_once(leave):
+            pytest.fail("began although it was asked to stop")
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_requests():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_another_thread_leaves_signals_alone():
+    seen = []
+
+    def work():
+        with stop_requests() as stop:
+            seen.append(stop.signal)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
