@@ -56,7 +56,7 @@ def draw_sampling_points(
         raise ValueError(f"weights: expected one for each of {len(xy)} points, got {len(strength)}")
     strength = strength / max(float(strength.max(initial=0)), 1e-12)
     factor = readable_scale(*image.shape[:2]) if scale is None else scale
-    figure, axes, unit = _picture_axes(_muted(enlarge(image, factor)), image.shape[:2], title)
+    figure, axes, unit = _picture_axes(muted(enlarge(image, factor)), image.shape[:2], title)
     if regular is not None:
         grid = np.unique(np.asarray(regular, float).reshape(-1, 2).round(3), axis=0)
         style: dict[str, Any] = {"marker": "+", "linewidths": 0.9 * unit, "color": "white", "alpha": 0.75}
@@ -103,7 +103,8 @@ def _sampling_legend(figure: Figure, axes: Axes, dots: Any | None) -> None:
     )
 
 
-def _muted(image: Picture) -> Picture:
+def muted(image: Picture) -> Picture:
+    """A picture in which coloured marks stand out: nearly grey, and darker."""
     gray = image.astype(np.float32).mean(axis=2, keepdims=True)
     return np.asarray(0.75 * (0.7 * gray + 0.3 * image) + 24, np.uint8)
 
