@@ -97,6 +97,12 @@ def test_train_then_eval_then_detect(run, scenes, tmp_path):
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics) == {"bbox", "segm"}
+    assert "By class" in out
+    by_class = json.loads((tmp_path / "eval" / "per_class.json").read_text())
+    assert set(by_class) == set(metrics)
+    assert set(next(iter(by_class["segm"].values()))) == {"AP", "AP50", "AR100", "objects"}
+    with Image.open(tmp_path / "eval" / "precision_recall.png") as drawn:
+        assert drawn.width == 1620
 
 
 def test_detect_draws_and_writes_coco_results(run, weights, picture, tmp_path):
@@ -121,6 +127,8 @@ def test_detect_without_weights_warns_once(run, picture):
 
 def test_detect_takes_a_folder(run, weights, picture):
     shutil.copy(picture, picture.with_name("other.png"))
+    picture.with_name("._scene7.png").write_bytes(b"macOS notes")
+    picture.with_name("folder.png").mkdir()
     code, out, _ = run("detect", picture.parent, "--model", MODEL, "--weights", weights)
     assert code == 0
     assert out.count("object") == 2
@@ -148,7 +156,7 @@ def fails(outcome, code, pattern):
         ({"epochs": 0}, 2, "--epochs: expected at least 1, got 0"),
         ({"batch-size": 0}, 2, "--batch-size: expected at least 1"),
         ({"epochs": "many"}, 2, "--epochs"),
-        ({"recipe": "1x"}, 2, "--recipe: expected 'scratch', got '1x'"),
+        ({"recipe": "2x"}, 2, "--recipe: expected 'scratch' or '1x' or 'paper', got '2x'"),
         ({"lr-drops": "a,b"}, 2, "--lr-drops: expected shares"),
         ({"set": "fpn_channels"}, 2, "--set: expected NAME=VALUE"),
         ({"epoch": 3}, 2, "No such option: --epoch"),
@@ -234,6 +242,34 @@ def test_detect_with_an_unreadable_picture_leaves_nothing(run, weights, picture,
     fails(run("detect", picture, tmp_path / "none.png", *flags), 1, "none.png")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "r.json").exists()
+
+
+def test_detect_names_all_unreadable_pictures_or_goes_on_without_them(run, weights, picture, tmp_path):
+    broken = [picture.with_name(f"broken{i}.png") for i in range(1, 6)]
+    for path in broken:
+        path.write_bytes(b"not a picture")
+    out, file = tmp_path / "out", tmp_path / "r.json"
+    flags = ["--model", MODEL, "--weights", weights, "--score-threshold", 0, "--out", out, "--json", file]
+    fails(run("detect", picture.parent, *flags), 1, "5 of 6 pictures can't be read: .*broken1.*broken3.*; and 2 more")
+    assert not out.exists()
+    outcome = run("detect", picture.parent, *flags, "--keep-going")
+    fails(outcome, 1, "5 of 6 pictures can't be read")
+    assert "broken5.png: left out" in outcome[1]
+    assert [path.name for path in out.iterdir()] == ["scene7.png"]
+    assert {result["image_id"] for result in json.loads(file.read_text())} == {7}  # as if all had been read
+    fails(run("detect", *broken, *flags, "-k"), 1, "5 of 5 pictures")
+
+
+def test_detect_and_eval_take_mixed_precision(run, weights, picture, scenes, tmp_path):
+    flags = ["--model", MODEL, "--weights", weights]
+    code, _, err = run(
+        "detect", picture, *flags, "--score-threshold", 0, "--json", tmp_path / "a.json", "--amp", "bf16"
+    )
+    assert (code, err) == (0, "")
+    run("detect", picture, *flags, "--score-threshold", 0, "--json", tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() != (tmp_path / "b.json").read_text()
+    assert run("eval", "--data", scenes, *flags, "--amp", "bf16")[0] == 0
+    fails(run("eval", "--data", scenes, *flags, "--amp", "bf17"), 2, "--amp: expected one of none, bf16, fp16")
 
 
 def test_weights_that_do_not_fit_are_refused(run, weights, picture, scenes):

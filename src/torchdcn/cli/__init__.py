@@ -1,6 +1,6 @@
 """The command line: ``torchdcn VERB``, one small function a verb."""
 
-from . import bench, bench_models, convert, demo, detect, evaluate, explain, export, models, train
+from . import bench, bench_models, convert, demo, detect, evaluate, explain, export, models, serve, train
 from .app import app, main
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "export",
     "main",
     "models",
+    "serve",
     "train",
 ]

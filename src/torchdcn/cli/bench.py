@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import app, bad_usage, verb
+from .options import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,8 +77,8 @@ def ops(
     from ..training.files import check_file
     from .bench_tables import show
 
-    _one_of(suite, SUITES, "--suite")
-    _one_of(dtype, DTYPES, "--dtype")
+    one_of(suite, SUITES, "--suite")
+    one_of(dtype, DTYPES, "--dtype")
     counts = threads or _default_threads(suite, torch.get_num_threads())
     if len(counts) > 1 and suite != "scaling":
         bad_usage(f"--threads: several numbers go with --suite scaling, got {', '.join(map(str, counts))}")
@@ -90,13 +90,13 @@ def ops(
         check_file(json_file, "json")
 
     beside_all = suite == "resnet50"
-    with _bar("timing") as progress:
+    with bar("timing") as progress:
         found = bench_operator(
             shapes, dtype=dtype, device=place, threads=counts, passes=(False,) if forward_only else (False, True),
             rounds=rounds, peers=beside_all and not no_peers, progress=progress,
         )  # fmt: skip
     if beside_all and not no_memory:
-        with _bar("measuring memory") as progress:
+        with bar("measuring memory") as progress:
             found = with_memory(found, progress)
     command = _command(
         suite=suite, shape=shape, batch=batch, **geometry, dtype=dtype, device=device, threads=counts, rounds=rounds,
@@ -108,7 +108,7 @@ def ops(
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, drawn only when it is called: a thread that redraws it would take part in what is timed."""
     from rich.console import Console
     from rich.progress import Progress
@@ -121,13 +121,6 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total, refresh=True)
 
         yield advance
-
-
-def _one_of(value: str, known: Sequence[str], option: str) -> None:
-    if value not in known:
-        close = difflib.get_close_matches(value, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        bad_usage(f"{option}: expected one of {', '.join(known)}, got {value!r}{hint}")
 
 
 def _default_threads(suite: str, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import bad_usage, console, verb
+from .options import AMP, Amp, one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,27 +40,35 @@ def detect(
     draw_threshold: Annotated[float, typer.Option(min=0, max=1, help="Drawn is what scores more than this.")] = 0.5,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    amp: Amp = "none",
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="Leave out pictures that can't be read, and exit with 1 at the "
+                           "end; by default nothing is done then.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Finds objects in pictures: draws them (--out) and writes them down (--json)."""
     from ..detector import Detector
     from ..images import load_image
     from ..models import create_model
+    from ..nn.layout import channels_last
     from ..training.device import choose_device
     from ..training.files import check_file, make_folder
     from ..training.progress import counter
 
+    one_of(amp, AMP, "--amp")
     paths = _pictures(images)
     names = output_names(paths)
     _refuse_to_overwrite(paths, [] if out is None else [out / name for name in names], "out", "choose another folder")
     _refuse_to_overwrite(paths, [] if json_ is None else [json_], "json", "choose another name")
-    for path in paths:  # all of them first: a fault in the last picture should not leave the work of the others
-        load_image(path)
+    faults = _faults(paths)  # all of them first: a fault in the last picture should not leave the work of the others
+    if faults and (len(faults) == len(paths) or not keep_going):
+        raise OSError(_named(faults, len(paths)))
     overrides: dict[str, Any] = {"box_score_thresh": score_threshold}
     overrides |= {} if min_size is None else {"min_size": min_size}
-    network = create_model(model, weights=weights, **overrides)
+    network = channels_last(create_model(model, weights=weights, **overrides))
     if weights is None:
         warnings.warn(f"{model} has random weights, so its detections mean nothing; give --weights", stacklevel=2)
-    detector = Detector(network, device=choose_device(device), score_threshold=score_threshold)
+    detector = Detector(network, device=choose_device(device), score_threshold=score_threshold, amp=amp)
     if out is not None:
         make_folder(out, "out")
     if json_ is not None:
@@ -69,6 +78,9 @@ def detect(
     screen = console()
     with counter("detecting", screen) as progress:
         for number, (path, image_id, name) in enumerate(zip(paths, ids, names, strict=True), start=1):
+            if path in faults:
+                screen.print(f"{path}: left out", soft_wrap=True, markup=False)
+                continue
             picture = load_image(path)
             found = detector(picture)
             results += [{**result, "file_name": str(path)} for result in found.to_coco(image_id)]
@@ -83,13 +95,15 @@ def detect(
         screen.print(f"{len(results)} detections in {json_}", markup=False)
     if out is not None:
         screen.print(f"Pictures in {out}", markup=False)
+    if faults:
+        raise OSError(_named(faults, len(paths)))
 
 
 def _pictures(given: list[Path]) -> list[Path]:
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and _is_shown(p))
             if not inside:
                 raise FileNotFoundError(f"{path}: there are no pictures in this folder")
             paths += inside
@@ -98,6 +112,32 @@ def _pictures(given: list[Path]) -> list[Path]:
     if not paths:
         bad_usage("IMAGE: expected at least one picture")
     return paths
+
+
+def _is_shown(path: Path) -> bool:
+    """No folder, and no hidden file: other systems leave some that are named like the pictures."""
+    return path.is_file() and not path.name.startswith(".")
+
+
+def _faults(paths: list[Path]) -> dict[Path, str]:
+    """What is wrong with the pictures that can't be read."""
+    from ..images import load_image
+
+    faults = {}
+    for path in paths:
+        try:
+            load_image(path)
+        except (OSError, ValueError) as error:  # noqa: PERF203  # beside a picture's decoding it is nothing
+            faults[path] = str(error)
+    return faults
+
+
+def _named(faults: dict[Path, str], total: int) -> str:
+    if len(faults) == 1:
+        return next(iter(faults.values()))
+    first = [text.removeprefix("image: ") for text in faults.values()][:3]
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return f"image: {len(faults)} of {total} pictures can't be read: {'; '.join(first)}{more}"
 
 
 def image_ids(paths: list[Path]) -> list[int]:

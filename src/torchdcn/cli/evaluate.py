@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path  # noqa: TC003  # typer reads the annotations when it runs
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import console, verb
+from .options import AMP, Amp, one_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..evaluation import Evaluation
 
 
 @verb(
@@ -20,42 +26,62 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
     weights: Annotated[str, typer.Option(help="Weights file.")],
     split: Annotated[str, typer.Option(help="Part of the data to evaluate on.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="Folder that gets metrics.json and results.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder that gets figures, detections and a picture.")] = None,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Show AP by class too.")] = False,
+    amp: Amp = "none",
+    per_class: Annotated[bool, typer.Option(help="Show AP by class too.")] = True,
 ) -> None:
     """Evaluates weights on a data set: COCO box and mask AP."""
     from ..data import open_dataset
     from ..detector import Detector
+    from ..evaluation import class_table, evaluate_detector, metrics_table
     from ..evaluation import evaluate as evaluate_results
-    from ..evaluation import evaluate_detector, metrics_table
     from ..models import create_model
+    from ..nn.layout import channels_last
     from ..training.device import choose_device
     from ..training.files import make_folder
     from ..training.progress import counter
 
+    one_of(amp, AMP, "--amp")
     screen = console()
     with counter("drawing scenes", screen) as progress:  # in case it is the embedded data set, for the first time
         dataset = open_dataset(data, split, masks=False, progress=progress)  # the evaluator reads masks itself
     overrides: dict[str, Any] = {} if min_size is None else {"min_size": min_size}
-    detector = Detector(create_model(model, weights=weights, **overrides), device=choose_device(device))
+    network = channels_last(create_model(model, weights=weights, **overrides))
+    detector = Detector(network, device=choose_device(device), amp=amp)
     if out is not None:
         make_folder(out, "out")
     with counter(f"evaluating on {split}", screen) as progress:
         metrics, results = evaluate_detector(detector, dataset, progress)
-    by_class = None
+    kinds = evaluate_results(dataset.annotation_file, results, ["bbox", "segm"] if "segm" in metrics else ["bbox"])
+    by_class = {kind: evaluation.per_class for kind, evaluation in kinds.items()}
+    screen.print(metrics_table(metrics))
     if per_class:
-        kinds = evaluate_results(dataset.annotation_file, results, ["bbox", "segm"] if "segm" in metrics else ["bbox"])
-        by_class = {kind: evaluation.per_class for kind, evaluation in kinds.items()}
-    screen.print(metrics_table(metrics, by_class))
+        screen.print(class_table(by_class))
     if out is not None:
         _write(out / "metrics.json", json.dumps(metrics, indent=2))
+        _write(out / "per_class.json", json.dumps(by_class, indent=2))
         _write(out / "results.json", json.dumps(results))
-        screen.print(f"Figures in {out / 'metrics.json'}, detections in {out / 'results.json'}", markup=False)
+        _draw(out / "precision_recall.png", kinds)
+        screen.print(
+            f"In {out}: metrics.json and per_class.json, detections as results.json, curves as precision_recall.png",
+            markup=False,
+        )
 
 
 def _write(path: Path, text: str) -> None:
     from ..training.files import write_atomically
 
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def _draw(path: Path, kinds: Mapping[str, Evaluation]) -> None:
+    from ..evaluation.coco import KINDS
+    from ..plotting import encode_png, precision_recall
+    from ..training.files import write_atomically
+
+    curves = {KINDS[kind]: evaluation.precision for kind, evaluation in kinds.items()}
+    names = list(next(iter(kinds.values())).per_class)
+    picture = encode_png(precision_recall(curves, names))
+    write_atomically(path, lambda file: file.write_bytes(picture))

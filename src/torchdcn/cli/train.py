@@ -5,48 +5,77 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
-from ..training.config import TrainConfig
+from ..training.config import RECIPES, TrainConfig
 from .app import bad_usage, console, verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-    from torch import nn
-
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel="Run")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Train nothing: report all faults of the data set at once.", rich_help_panel="Run"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings of an earlier run, its config.json; other flags win.",
+                 rich_help_panel="Run"),
+]  # fmt: skip
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model, as in fpn_channels=64.",
                  rich_help_panel="Images"),
 ]  # fmt: skip
+LISTS = {"lr_drops": (float, "shares of the run such as 0.6,0.9"), "multi_scale": (int, "short sides such as 640,800")}
 
 
-def _train(*, resume: bool, set_: list[str], **flags: Any) -> None:
+def _train(*, check: bool, config: Path | None, resume: bool, set_: list[str], **flags: Any) -> None:
     """Trains a detector on COCO-format data, from scratch by default, and evaluates it on val.
 
     Raises:
-        typer.Exit: A flag's value is out of range.
+        typer.Exit: A flag's value is out of range, or ``check`` has found faults.
     """
-    from ..training import train
-
+    given = {name: value for name, value in flags.items() if value is not None}
+    if check:
+        _check(given, config)
+        return
     try:
-        config = _config(flags, set_)
+        settings = _settings(given, set_, None if config is None else TrainConfig.load(config))
     except ValueError as error:
+        if config is not None and str(error).startswith((str(config), "config: ")):
+            raise
         bad_usage(f"--{str(error).replace('_', '-', str(error).split(':')[0].count('_'))}")
-    out = console()
-    train(config, Evaluator(config.data, "val", out), resume=resume, console=out)
+    _run(settings, resume)
 
 
-def _config(flags: Mapping[str, Any], settings: list[str]) -> TrainConfig:
-    try:
-        drops = tuple(float(share) for share in flags["lr_drops"].split(",") if share.strip())
-    except ValueError:
-        raise ValueError(f"lr_drops: expected shares of the run such as 0.6,0.9, got {flags['lr_drops']!r}") from None
+def _run(config: TrainConfig, resume: bool) -> None:
+    from ..training import train
+    from ..training.distributed import joined
+    from ..training.setup import on_cuda
+    from .evaluator import Evaluator
+
+    with joined(on_cuda(config)) as processes:
+        out = console(quiet=not processes.first)
+        evaluator = processes.in_turn(lambda: Evaluator(config.data, "val", out))
+        train(config, evaluator, resume=resume, console=out)
+        if processes.first:
+            evaluator.summary()
+            out.print(f"In {config.out}: last.safetensors, metrics.json, metrics.jsonl", markup=False)
+
+
+def _settings(given: Mapping[str, Any], settings: list[str], saved: TrainConfig | None) -> TrainConfig:
+    values: dict[str, Any] = dict(given)
+    for name, (kind, example) in LISTS.items():
+        if name in values:
+            try:
+                values[name] = tuple(kind(part) for part in values[name].split(",") if part.strip())
+            except ValueError:
+                raise ValueError(f"{name}: expected {example}, got {values[name]!r}") from None
     overrides = {}
     for setting in settings:
         name, separator, value = setting.partition("=")
@@ -56,82 +85,85 @@ def _config(flags: Mapping[str, Any], settings: list[str]) -> TrainConfig:
             overrides[name] = json.loads(value)
         except json.JSONDecodeError:
             overrides[name] = value  # a word needs no quotes
-    return TrainConfig(**{**flags, "lr_drops": drops}, overrides=overrides)
+    if saved is not None:
+        return saved.changed(**values, overrides={**saved.overrides, **overrides})
+    missing = [name for name in ("data", "model", "out") if name not in values]
+    if missing:
+        bad_usage(f"Missing option '--{missing[0]}'. (see torchdcn train --help)")
+    return TrainConfig(**values, overrides=overrides)
 
 
-class Evaluator:
-    """Evaluates a model on a split, with a progress bar and a table.
+def _check(given: Mapping[str, Any], saved: Path | None) -> None:
+    """Reports on the data set; 1 is the exit code if it has faults."""
+    from ..data.check import check_folder
+    from ..training.progress import counter
 
-    The annotations are read now and held against the model before training (``check``), so that a fault in them doesn't
-    end a run of hours. The images are read only when they are evaluated.
-    """
-
-    def __init__(self, data: str, split: str, out: Console) -> None:
-        from ..data import open_dataset
-        from ..training.progress import counter
-
-        self.split, self.out = split, out
-        with counter("drawing scenes", out) as progress:
-            self.dataset = open_dataset(data, split, masks=False, progress=progress)
-
-    def check(self, model: Any) -> None:
-        """Compares the split with a model that has the training data's classes.
-
-        Raises:
-            ValueError: Its classes are not the model's, or it has no masks to judge the model's by.
-        """
-        from ..evaluation import check_fit
-
-        dataset, known = self.dataset, dict(zip(model.class_names, model.category_ids, strict=True))
-        for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
-            if known.get(name) != category_id:
-                trained = f"there with the id {known[name]}" if name in known else "not there"
-                raise ValueError(
-                    f"{dataset.annotation_file}: the class {name!r} (id {category_id}) is {trained} in the training"
-                    " data; give all splits the same categories"
-                )
-        check_fit(None, model.settings.masks, dataset)
-
-    def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """The figures, which it prints too."""
-        from ..detector import Detector
-        from ..evaluation import evaluate_detector, metrics_table
-        from ..training.progress import counter
-
-        with counter(f"evaluating on {self.split}", self.out) as progress:
-            metrics, _ = evaluate_detector(Detector(model), self.dataset, progress)
-        self.out.print(metrics_table(metrics))
-        return metrics
+    data = given.get("data") or (TrainConfig.load(saved).data if saved is not None else None)
+    if data is None:
+        bad_usage("Missing option '--data'. (see torchdcn train --help)")
+    out = console()
+    with counter("reading images", out) as progress:
+        report = check_folder(data, progress=progress)
+    for line in report.lines():
+        out.print(line, markup=False, soft_wrap=True)
+    if report.faults:
+        raise typer.Exit(1)
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """One option for each field of ``TrainConfig``: a flag can't be forgotten, and its help stands by its default."""
+    """One option for each field of ``TrainConfig``: a flag can't be forgotten, and its help stands by its default.
+
+    What is not given is None here, so that a flag can be told from a default: it wins over a saved setting.
+    """
     hints = get_type_hints(TrainConfig)
     parameters = []
     for field in dataclasses.fields(TrainConfig):
         if field.name == "overrides":
             continue
-        kind, default = hints[field.name], field.default
-        if field.name == "lr_drops":
-            kind, default = str, ",".join(map(str, TrainConfig.lr_drops))
-        option = typer.Option(help=field.metadata["help"], rich_help_panel=field.metadata["group"])
-        missing = default is dataclasses.MISSING
+        kind = str if field.name in LISTS else hints[field.name]
+        option = typer.Option(
+            *([f"--{field.name.replace('_', '-')}/--no-{field.name.replace('_', '-')}"] if kind is bool else []),
+            help=field.metadata["help"] + (" Needed, if not in --config." if _needed(field) else ""),
+            rich_help_panel=field.metadata["group"],
+            show_default=_default(field),
+        )
+        annotation: Any = Annotated[cast("Any", kind) | None, option]
         parameters.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if missing else default,
-                annotation=Annotated[kind, option],
-            )
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         )
     return parameters
+
+
+def _needed(field: dataclasses.Field[Any]) -> bool:
+    """Whether a run can't do without this setting."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> str | bool:
+    """What the help says that a flag is without being given."""
+
+    def text(value: Any) -> str:
+        if value is None:
+            return "the model's own"
+        return ",".join(f"{v:.3g}" for v in value) if isinstance(value, tuple) else str(value)
+
+    if _needed(field) or isinstance(field.default, bool):
+        return False
+    if any(recipe.get(field.name) is not None for recipe in RECIPES.values()):
+        by_value: dict[str, list[str]] = {}
+        for name, recipe in RECIPES.items():
+            by_value.setdefault(text(recipe[field.name]), []).append(name)
+        return "; ".join(f"{', '.join(names)}: {value}" for value, names in by_value.items())
+    return False if field.default in (None, ()) else text(field.default)
 
 
 _train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks for
     [
         *_parameters(),
         inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=Set),
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config),
         inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Resume),
+        inspect.Parameter("check", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Check),
     ]
 )
 verb(

@@ -1,0 +1,130 @@
+"""Writes docs/models.md: `python docs/models_page.py`. Nothing in its tables is typed by hand but what was verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchdcn.evaluation.flops import detection_flops
+from torchdcn.models import list_models
+from torchdcn.models.summary import Summary, summary
+from torchdcn.models.zoo import PUBLISHED, settings_of
+
+PAGE = Path(__file__).with_name("models.md")
+LARGE, SMALL = (800, 1344), (256, 448)  # what a picture of 3 : 5 is resized and padded to, by default
+
+# Names by what was verified, each held by the test of that name; tests/models/test_models_page.py compares the lists.
+STAGES = {"mask_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}
+KEPT = {"faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}
+KEYS = {
+    "faster_rcnn_r50_fpn",
+    "faster_rcnn_r50_fpn_dconv_c3-c5",
+    "faster_rcnn_r50_fpn_mdconv_c3-c5",
+    "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
+    "faster_rcnn_r50_fpn_dpool",
+    "faster_rcnn_r50_fpn_mdpool",
+    "faster_rcnn_r101_fpn_dconv_c3-c5",
+    "faster_rcnn_x101-32x4d_fpn_dconv_c3-c5",
+    "mask_rcnn_r50_fpn",
+    "mask_rcnn_r50_fpn_dconv_c3-c5",
+    "mask_rcnn_r50_fpn_mdconv_c3-c5",
+    "mask_rcnn_r101_fpn_dconv_c3-c5",
+}
+STEP = {
+    "faster_rcnn_r18_fpn",
+    "mask_rcnn_r18_fpn_dconv_c3-c5",
+    "faster_rcnn_r50_fpn_mdconv_c3-c5",
+    "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
+    "mask_rcnn_r18_fpn_dpool",
+    "faster_rcnn_r50_fpn_mdpool",
+    "mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool",
+    "mask_rcnn_r50_fpn_mdconv_c3-c5",
+    "faster_rcnn_x101-32x4d_fpn_mdconv_c3-c5",
+    "faster_rcnn_r50_dcnv2",
+    "mask_rcnn_r50_dcnv2",
+}
+VERIFIED = {"stages": STAGES, "kept": KEPT, "keys": KEYS, "step": STEP}
+ALIASES = {"mask_rcnn_r50_fpn_fp16_mdconv_c3-c5": "mask_rcnn_r50_fpn_mdconv_c3-c5"}
+
+HEAD = """# The models
+
+The tables on this page are written by `python docs/models_page.py`, and `pytest tests/models/test_models_page.py`
+compares them with the models. `torchdcn models` lists the same on the command line.
+
+- **deformable**: the layers that deform. c3 to c5 are the paper's names of the body's stages, `layer2` to `layer4` in
+  torchvision; there every 3x3 convolution is replaced. dconv predicts offsets (Deformable ConvNets v1), mdconv offsets and
+  a mask (v2). dpool and mdpool stand in the place of RoIAlign, with a pack for each pyramid level.
+- **parameters**: all of them, for COCO's 80 classes.
+- **GFLOP**: of detecting in one picture, counted by torch's `FlopCounterMode`
+  (`torchdcn.evaluation.flops.detection_flops`): convolutions, matrix products, and what the deformable operators and
+  RoIAlign sample (8 for each value); a multiplication and an addition are two, so that figures which count them as one
+  are half as large. {large} as the network sees it, 1000 proposals, 100 detections; of R-18 {small}.
+- **box AP, mask AP**: **published**, on COCO 2017 val, in percent. Nothing here has been evaluated on COCO.
+- **verified**: what holds a model to mmdetection 3.3's own numbers or to itself:
+
+| word | what was compared | command |
+|---|---|---|
+| stages | with weights drawn by rule, what mmdetection computed: features and pooled regions to 5e-5, scores and deltas to 1e-4, 998 of 1000 proposals, 99 of 100 detections and masks, and the whole way from a picture's file; needs its results, which are not part of this project | `pytest tests/models/test_parity.py` |
+| kept | the part of these numbers that is kept in this project: features, proposals, scores, deltas, detections (of mdpool, up to the scores) | `pytest tests/models/test_mmdet_numbers.py` |
+| keys | names and shapes of all tensors (needs mmdetection's lists), and the number of parameters | `pytest tests/models/test_mmdet.py tests/models/test_zoo.py` |
+| step | a training step of the model, with narrow heads and small pictures, gives every parameter a finite gradient | `pytest tests/models/test_training_step.py` |
+| layers | the layers that the name says are there; so in all | `pytest tests/models/test_zoo.py` |
+
+That a converted file is read, and what a download is checked for: [weights.md](weights.md). The released weights themselves
+could not be fetched where this was made, so no published AP was measured again. What trained here from scratch is R-18
+([README](../README.md)).
+"""
+
+SECTIONS = {
+    "The published table": (
+        'mmdetection\'s model table of DCNv2, trained for 12 epochs. `weights="coco"` fetches these. The `fp16` name is the '
+        "model above it under the weights that were trained in mixed precision.",
+        lambda name: name in PUBLISHED,
+    ),
+    "The paper's own": (
+        "R-50 with a dilated conv5 in place of a pyramid, proposals from conv4, mdpool for boxes and masks with one trunk for "
+        "offsets and mask. AP: the paper's, with a short side of 1000 pixels, 16 epochs, without mimicking; there are no weights.",
+        lambda name: name.endswith("_dcnv2"),
+    ),
+    "R-50": ("The regular network, DCNv1's layers, and mdconv together with mdpool.", lambda name: "_r50_fpn" in name),
+    "R-101": ("", lambda name: "_r101_" in name),
+    "ResNeXt-101-32x4d": ("", lambda name: "_x101" in name),
+    "R-18": (
+        "This project's own: GroupNorm, a pyramid of 128 channels, small anchors, for little data from scratch.",
+        lambda name: "_r18_" in name,
+    ),
+}
+
+
+def verified(name: str) -> str:
+    words = [word for word, names in VERIFIED.items() if ALIASES.get(name, name) in names]
+    return ", ".join(words) or "layers"
+
+
+def row(found: Summary) -> str:
+    flops = sum(detection_flops(found.name, size_of(found.name)).values())
+    box, mask = (f"{ap}" if ap else "" for ap in (found.box_ap, found.mask_ap))
+    cells = (f"`{found.name}`", found.layers or "-", f"{found.parameters:,}", f"{flops / 1e9:.0f}", box, mask)
+    return f"| {' | '.join((*cells, verified(found.name)))} |"
+
+
+def size_of(name: str) -> tuple[int, int]:
+    return SMALL if settings_of(name).backbone == "r18" else LARGE
+
+
+def page() -> str:
+    left = list_models()
+    text = HEAD.format(large=f"{LARGE[0]} x {LARGE[1]}", small=f"{SMALL[0]} x {SMALL[1]}")
+    for title, (words, belongs) in SECTIONS.items():
+        names = [name for name in left if belongs(name)]
+        left = [name for name in left if name not in names]
+        text += f"\n## {title}\n\n" + (words and f"{words}\n\n")
+        text += (
+            "| model | deformable | parameters | GFLOP | box AP | mask AP | verified |\n|---|---|---|---|---|---|---|\n"
+        )
+        text += "".join(row(summary(name)) + "\n" for name in names)
+    assert not left, f"in no section: {left}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

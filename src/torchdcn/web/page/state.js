@@ -1,0 +1,117 @@
+// What was chosen, what is known, and what follows from both.
+import { centreOf, nodeAt, samplesOf } from "./sampling.js";
+
+export const MOST_SAMPLES = 60_000;
+
+export const state = {
+  about: null,
+  picture: null, // id, width, height
+  name: "", // of the file
+  panes: [], // one a network
+  layer: "",
+  depth: 3,
+  score: 0.5,
+  hidden: new Set(), // classes
+  view: "objects",
+  hover: null, // x, y in the picture
+  cursor: null, // the same, for the keyboard
+  pinned: null, // { x, y }, or { roi, pane, object }
+  work: null, // stops what is going on
+  busy: null, // which view is waited for
+};
+
+export const visible = (pane) => pane.objects.filter((o) => o.score >= state.score && !state.hidden.has(o.label));
+
+// A network's layer that corresponds to the chosen one: of the same name, or the last of the same stage.
+export function layersUpTo(pane) {
+  const { layers } = pane.layers;
+  let last = layers.findIndex((layer) => layer.name === state.layer);
+  if (last < 0) {
+    const stage = state.layer.split(".").slice(0, 3).join(".");
+    last = layers.findLastIndex((layer) => layer.name.startsWith(`${stage}.`));
+  }
+  return layers.slice(0, last < 0 ? undefined : last + 1);
+}
+
+export const place = () => state.hover ?? state.cursor ?? (state.pinned?.roi ? null : state.pinned);
+
+export function positionAt(pane, at) {
+  const layers = layersUpTo(pane);
+  const layer = layers.at(-1);
+  const node = nodeAt(layer, pane.layers, at.x, at.y);
+  return { layers, layer, node, centre: centreOf(layer, pane.layers, node) };
+}
+
+export function samplesAt(pane, at = place()) {
+  if (!at || !pane.layers) return null;
+  const { layers, node } = positionAt(pane, at);
+  return samplesOf(layers, pane.layers, pane.layers.values, node, state.depth);
+}
+
+// The node that was clicked, or chosen, as the server wants it.
+export function nodeOf(pane) {
+  if (!state.pinned) return null;
+  if (state.pinned.roi) return { roi: state.pinned.roi };
+  const { layer, node } = positionAt(pane, state.pinned);
+  return { layer: layer.name, ...node };
+}
+
+// What a network itself found there: the support is compared with it.
+export function objectOf(pane) {
+  const { pinned } = state;
+  if (!pinned) return null;
+  if (pinned.roi) {
+    if (pinned.pane === pane) return pinned.object;
+    const scored = visible(pane).map((object) => [overlap(object.box, pinned.roi), object]);
+    return scored.filter(([iou]) => iou >= 0.5).sort((a, b) => b[0] - a[0])[0]?.[1] ?? null;
+  }
+  const [column, row] = [Math.round(pinned.x), Math.round(pinned.y)];
+  const inside = ({ box, mask }) => (mask ? mask[row * state.picture.width + column] : column >= box[0]
+    && row >= box[1] && column < box[2] && row < box[3]);
+  return visible(pane).find(inside) ?? null;
+}
+
+function overlap(a, b) {
+  const side = (axis) => Math.max(0, Math.min(a[axis + 2], b[axis + 2]) - Math.max(a[axis], b[axis]));
+  const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
+  const common = side(0) * side(1);
+  return common / (area(a) + area(b) - common);
+}
+
+// Which view the picture is in just now: pointing at it shows samples.
+export function shownView() {
+  if (state.view === "objects" && (state.hover || state.cursor) && ready()) return "points";
+  return state.view;
+}
+
+export const ready = () => state.panes.length > 0 && state.panes.every((pane) => pane.layers);
+
+export function sceneOf(pane) {
+  const view = shownView();
+  const scene = { image: pane.image, muted: pane.muted, colors: state.about.colors, objects: visible(pane) };
+  const { bins, field, region } = pane.found;
+  if (view === "objects") return scene;
+  scene.box = state.pinned?.roi ?? null;
+  if (view === "points") {
+    const at = place();
+    if (at) {
+      scene.samples = samplesAt(pane, at);
+      scene.place = pane.layers && positionAt(pane, at).centre;
+      scene.box = null;
+    } else if (bins) scene.bins = bins;
+    return scene;
+  }
+  const object = objectOf(pane);
+  scene.objects = object ? [object] : [];
+  if (!scene.box && state.pinned) scene.place = positionAt(pane, state.pinned).centre;
+  if (view === "field" && field) scene.heat = field.heat;
+  if (view === "region" && region) scene.cutOut = region.cutOut;
+  return scene;
+}
+
+// Where to begin: in the middle of the surest object.
+export function bestPlace() {
+  const best = visible(state.panes[0])[0];
+  if (!best) return { x: (state.picture.width - 1) / 2, y: (state.picture.height - 1) / 2 };
+  return { x: (best.box[0] + best.box[2]) / 2 - 0.5, y: (best.box[1] + best.box[3]) / 2 - 0.5 };
+}

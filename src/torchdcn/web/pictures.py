@@ -1,0 +1,178 @@
+"""What people send: checked, made small enough, and kept until newer ones come."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..images import load_image
+from ..plotting import encode_png
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .jobs import Answer
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 1600
+KEPT = 4
+ANSWERS = 12
+ORIENTATION = 0x0112  # EXIF's tag
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Not all that Pillow reads: some of its formats start other programs, and nobody's camera writes them."""
+
+
+class NoPictureError(ValueError):
+    """What was sent is not a picture that the page takes; ``status`` is HTTP's word for it."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def read_picture(content: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture file's pixels, with its size looked at before any of them is decoded.
+
+    Args:
+        content: The file; JPEG, PNG, WebP, GIF, BMP or TIFF.
+
+    Returns:
+        ``[H, W, 3]`` uint8, upright, at most :data:`MAX_SIDE` long; and the size (H, W) that the file had.
+
+    Raises:
+        NoPictureError: It is none of these, damaged, or has more bytes or pixels than allowed.
+
+    Example:
+        >>> import numpy as np
+        >>> from torchdcn.plotting import encode_png
+        >>> from torchdcn.web.pictures import read_picture
+        >>> pixels, size = read_picture(encode_png(np.zeros((800, 3200, 3), np.uint8)))
+        >>> pixels.shape, size
+        ((400, 1600, 3), (800, 3200))
+    """
+    if not content:
+        raise NoPictureError("image: the file is empty", 400)
+    if len(content) > MAX_BYTES:
+        raise NoPictureError(f"image: the file has more than {MAX_BYTES // 2**20} MB, which is the limit", 413)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own remarks about odd files
+        try:
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise NoPictureError(f"image: too many pixels, the limit is {MAX_PIXELS:,}", 413) from error
+        except UnidentifiedImageError as error:
+            raise NoPictureError(f"image: expected one of {', '.join(FORMATS)}, got something else", 415) from error
+        except Exception as error:  # plugins fail on damaged files in ways of their own
+            raise NoPictureError(f"image: can't be read: {_reason(error)}") from error
+        with opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise NoPictureError(
+                    f"image: {width} x {height} = {width * height:,} pixels are more than the limit of {MAX_PIXELS:,}",
+                    413,
+                )
+            return _decoded(opened)
+
+
+def _decoded(opened: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    width, height = opened.size
+    try:
+        if opened.getexif().get(ORIENTATION, 1) > 4:  # lying on its side
+            width, height = height, width
+        opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG can be decoded at half of its size or less
+        opened.load()
+        pixels = load_image(opened)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders fail on damaged files with SyntaxError, struct.error, EOFError and others
+        raise NoPictureError(f"image: damaged: {_reason(error)}") from error
+    factor = max(width, height) / MAX_SIDE
+    if factor > 1:
+        small = (max(1, round(width / factor)), max(1, round(height / factor)))
+        pixels = np.asarray(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), np.uint8)
+    return pixels, (height, width)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(eq=False)
+class Held:
+    """A picture that is kept for questions about it.
+
+    Attributes:
+        id: Its name in requests; can't be guessed.
+        pixels: ``[H, W, 3]`` uint8.
+        original: (H, W) of the file.
+        answers: What has been found out about it, by question; the newest :data:`ANSWERS`.
+    """
+
+    id: str
+    pixels: NDArray[np.uint8]
+    original: tuple[int, int]
+    answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+
+    def keep(self, question: str, answer: Answer) -> None:
+        """Keeps an answer, and lets go of the oldest."""
+        self.answers[question] = answer
+        while len(self.answers) > ANSWERS:
+            self.answers.popitem(last=False)
+
+    def found(self, question: str) -> Answer | None:
+        """The answer to a question, if it is there still; it counts as the newest from now on."""
+        answer = self.answers.get(question)
+        if answer is not None:
+            self.answers.move_to_end(question)
+        return answer
+
+    def png(self) -> bytes:
+        """As a file."""
+        return encode_png(self.pixels)
+
+    def facts(self) -> dict[str, Any]:
+        """For the page."""
+        height, width = self.pixels.shape[:2]
+        return {"id": self.id, "width": width, "height": height, "original": [self.original[1], self.original[0]]}
+
+
+class Shelf:
+    """The last few pictures; an older one goes when a new one comes, so memory stays level.
+
+    Args:
+        kept: How many there is room for.
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, pixels: NDArray[np.uint8], original: tuple[int, int]) -> Held:
+        """Keeps a picture."""
+        held = Held(secrets.token_urlsafe(12), pixels, original)
+        with self._lock:
+            self._held[held.id] = held
+            while len(self._held) > self._kept:
+                self._held.popitem(last=False)
+        return held
+
+    def get(self, id: str) -> Held:
+        """The picture of that id, which counts as the newest from now on.
+
+        Raises:
+            KeyError: There is none, or no longer.
+        """
+        with self._lock:
+            self._held.move_to_end(id)
+            return self._held[id]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from torchdcn.cli import main
+from torchdcn.evaluation.memory import can_measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MODEL = "faster_rcnn_r18_fpn_mdconv_c3-c5"
+TINY = ["--models", MODEL, "--size", "64x96", "--rounds", "1", "--threads", "1"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Runs ``torchdcn bench models``; gives its exit code, and what it wrote to both streams."""
+
+    def command(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", "models", *map(str, arguments)])
+        written = capsys.readouterr()
+        return caught.value.code, written.out, written.err
+
+    return command
+
+
+def cells(out: str, label: str) -> list[str]:
+    return next(re.split(r" {2,}", line.strip()) for line in out.splitlines() if line.strip().startswith(label + "  "))[
+        1:
+    ]
+
+
+@pytest.mark.skipif(not can_measure(), reason="only Linux lets a process measure its own peak")
+def test_prints_speed_and_memory_beside_the_regular_network_and_how_to_do_it_again(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "figures.json"
+    code, out, err = run(*TINY, "--batch", 1, "--json", file)
+    assert (code, err) == (0, "")
+    fps, ratio, memory, *published = cells(out, MODEL)
+    assert float(fps) > 0
+    assert float(ratio) > 0
+    assert float(memory) > 0.05
+    assert published == ["-", "-"]
+    assert cells(out, "faster_rcnn_r18_fpn")[1] == "1.00"
+    assert len(cells(out, "R18-FPN, mdconv c3-c5")) == 4
+    assert shlex.split(cells(out, "again with")[0])[3:] == [*TINY[:6], "--batch", "1", *TINY[6:]]
+
+    record = json.loads(file.read_text())
+    assert record["command"].startswith(f"torchdcn bench models --models {MODEL}")
+    regular, deformable = record["detectors"]
+    assert (regular["name"], regular["regular"], regular["x_regular"]) == ("faster_rcnn_r18_fpn", True, 1)
+    assert deformable["fps"] == pytest.approx(1 / deformable["seconds_by_round"][0])
+    assert deformable["train_bytes"] / 1e9 == pytest.approx(float(memory), abs=0.01)
+    assert [timed["what"] for timed in record["backbones"]] == ["backbone forward", "backbone forward + backward"]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_help_lists_the_benchmark(capsys: pytest.CaptureFixture[str], run: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert re.search(r"^\W*models  ", capsys.readouterr().out, re.MULTILINE)
+    assert "Example: torchdcn bench models" in " ".join(run("--help")[1].split())
+
+
+def test_published_figures_are_labelled_as_published(run: Any) -> None:
+    code, out, _ = run("--models", "faster_rcnn_r50_fpn_mdconv_c3-c5", *TINY[2:], "--no-train")
+    assert code == 0
+    assert cells(out, "faster_rcnn_r50_fpn_mdconv_c3-c5")[2:] == ["17.6", "4.1"]
+    assert "published: mmdetection's figures on V100 GPUs (training: 2 pictures a GPU), not measured here." in out
+    assert "--no-train" in cells(out, "again with")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--models", "faster_rcnn_r18"], 1, "did you mean 'faster_rcnn_r18_fpn'"),
+        (["--size", "800"], 2, "--size: expected height x width of at least 64 each, such as 800x1344, got '800'"),
+        (["--size", "32x900"], 2, "--size: expected"),
+        (["--rounds", "0"], 2, "--rounds"),
+        (["--device", "cuda:99"], 1, "device: 'cuda:99'"),
+    ],
+)
+def test_what_can_not_be_run_is_said_in_one_line(run: Any, flags: list[str], code: int, message: str) -> None:
+    got, out, err = run(*flags)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_json_that_is_a_folder_is_refused_before_anything_runs(run: Any, tmp_path: Path) -> None:
+    code, out, err = run(*TINY, "--json", tmp_path)
+    assert (code, out) == (1, "")
+    assert "json: " in err
+
+
+def test_the_script_is_the_same_command() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "models.py"
+    assert 'main(["bench", "models", *sys.argv[1:]])' in script.read_text()
