@@ -4,7 +4,9 @@
 // A position belongs to the cell that floor() picks; corners off the map count as zero. A position further than one
 // pixel outside takes no part in anything; one with a NaN coordinate blends NaN parts of nothing, which is NaN.
 
-constexpr int64_t kSamples = 192;  // as many positions are planned, gathered and multiplied at once; whole vectors
+// As many positions are planned, gathered and multiplied at once: whole vectors, and as much as L2 has room for beside
+// the weights, of which CPUs without AVX-512 tend to have less.
+constexpr int64_t kSamples = TORCHDCN_VECTOR_REGISTERS >= 32 ? 192 : 144;
 
 // Positions, and once located, their cells.
 template <class A>

@@ -7,7 +7,8 @@
 
 constexpr int kRows = 6;
 constexpr int kVectors = TORCHDCN_VECTOR_REGISTERS >= 32 ? 4 : 2;
-constexpr int64_t kDepth = 128;  // a full float panel of this depth takes 32 KB: it stays in L1 while rows stream by
+// A full float panel of this depth stays in L1 while rows stream by: 32 KB of AVX-512's, 16 KB of AVX2's.
+constexpr int64_t kDepth = kVectors == 4 ? 128 : 256;
 
 template <class A>
 constexpr int64_t kPanel = kVectors * kLanes<A>;  // columns of a full panel; the last may be narrower
