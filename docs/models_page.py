@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from torchdcn.evaluation.flops import detection_flops
 from torchdcn.models import list_models
@@ -12,77 +13,115 @@ from torchdcn.models.zoo import PUBLISHED, settings_of
 PAGE = Path(__file__).with_name("models.md")
 LARGE, SMALL = (800, 1344), (256, 448)  # what a picture of 3 : 5 is resized and padded to, by default
 
-# Names by what was verified, each held by the test of that name; tests/models/test_models_page.py compares the lists.
-STAGES = {"mask_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}
-KEPT = {"faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}
-KEYS = {
-    "faster_rcnn_r50_fpn",
-    "faster_rcnn_r50_fpn_dconv_c3-c5",
-    "faster_rcnn_r50_fpn_mdconv_c3-c5",
-    "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
-    "faster_rcnn_r50_fpn_dpool",
-    "faster_rcnn_r50_fpn_mdpool",
-    "faster_rcnn_r101_fpn_dconv_c3-c5",
-    "faster_rcnn_x101-32x4d_fpn_dconv_c3-c5",
-    "mask_rcnn_r50_fpn",
-    "mask_rcnn_r50_fpn_dconv_c3-c5",
-    "mask_rcnn_r50_fpn_mdconv_c3-c5",
-    "mask_rcnn_r101_fpn_dconv_c3-c5",
+
+class Check(NamedTuple):
+    """Something that was compared: what, by which test, and of which models."""
+
+    what: str
+    tests: str
+    names: frozenset[str]
+
+
+# tests/models/test_models_page.py compares the names with those tests.
+CHECKS = {
+    "stages": Check(
+        "with weights drawn by rule, what mmdetection computed: features and pooled regions to 5e-5, scores and deltas "
+        "to 1e-4, 998 of 1000 proposals, 99 of 100 detections and masks, and the whole way from a picture's file; "
+        "needs its results, which are not part of this project",
+        "test_parity.py",
+        frozenset(
+            {
+                "mask_rcnn_r50_fpn_mdconv_c3-c5",
+                "faster_rcnn_r50_fpn_mdconv_c3-c5",
+                "faster_rcnn_r50_fpn_mdpool",
+            }
+        ),
+    ),
+    "kept": Check(
+        "those of these numbers that this project keeps: features, proposals, scores, deltas, detections (of mdpool, "
+        "up to scores and deltas)",
+        "test_mmdet_numbers.py",
+        frozenset({"faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}),
+    ),
+    "keys": Check(
+        "names and shapes of all tensors (needs mmdetection's lists), and the number of parameters",
+        "test_mmdet.py",
+        frozenset(
+            {
+                "faster_rcnn_r50_fpn",
+                "faster_rcnn_r50_fpn_dconv_c3-c5",
+                "faster_rcnn_r50_fpn_mdconv_c3-c5",
+                "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
+                "faster_rcnn_r50_fpn_dpool",
+                "faster_rcnn_r50_fpn_mdpool",
+                "faster_rcnn_r101_fpn_dconv_c3-c5",
+                "faster_rcnn_x101-32x4d_fpn_dconv_c3-c5",
+                "mask_rcnn_r50_fpn",
+                "mask_rcnn_r50_fpn_dconv_c3-c5",
+                "mask_rcnn_r50_fpn_mdconv_c3-c5",
+                "mask_rcnn_r101_fpn_dconv_c3-c5",
+            }
+        ),
+    ),
+    "step": Check(
+        "a training step, with narrow heads and small pictures, gives every parameter that trains a finite gradient",
+        "test_training_step.py",
+        frozenset(
+            {
+                "faster_rcnn_r18_fpn",
+                "mask_rcnn_r18_fpn_dconv_c3-c5",
+                "mask_rcnn_r18_fpn_dpool",
+                "mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool",
+                "faster_rcnn_r50_fpn_mdconv_c3-c5",
+                "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
+                "faster_rcnn_r50_fpn_mdpool",
+                "mask_rcnn_r50_fpn_mdconv_c3-c5",
+                "faster_rcnn_x101-32x4d_fpn_mdconv_c3-c5",
+                "faster_rcnn_r50_dcnv2",
+                "mask_rcnn_r50_dcnv2",
+            }
+        ),
+    ),
+    "layers": Check("the layers that the name says are there", "test_zoo.py", frozenset(list_models())),
 }
-STEP = {
-    "faster_rcnn_r18_fpn",
-    "mask_rcnn_r18_fpn_dconv_c3-c5",
-    "faster_rcnn_r50_fpn_mdconv_c3-c5",
-    "faster_rcnn_r50_fpn_mdconv_c3-c5_group4",
-    "mask_rcnn_r18_fpn_dpool",
-    "faster_rcnn_r50_fpn_mdpool",
-    "mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool",
-    "mask_rcnn_r50_fpn_mdconv_c3-c5",
-    "faster_rcnn_x101-32x4d_fpn_mdconv_c3-c5",
-    "faster_rcnn_r50_dcnv2",
-    "mask_rcnn_r50_dcnv2",
-}
-VERIFIED = {"stages": STAGES, "kept": KEPT, "keys": KEYS, "step": STEP}
 ALIASES = {"mask_rcnn_r50_fpn_fp16_mdconv_c3-c5": "mask_rcnn_r50_fpn_mdconv_c3-c5"}
 
-HEAD = """# The models
+HEAD = f"""# The models
 
 The tables on this page are written by `python docs/models_page.py`, and `pytest tests/models/test_models_page.py`
 compares them with the models. `torchdcn models` lists the same on the command line.
 
 - **deformable**: the layers that deform. c3 to c5 are the paper's names of the body's stages, `layer2` to `layer4` in
-  torchvision; there every 3x3 convolution is replaced. dconv predicts offsets (Deformable ConvNets v1), mdconv offsets and
-  a mask (v2). dpool and mdpool stand in the place of RoIAlign, with a pack for each pyramid level.
+  torchvision; there every 3x3 convolution is replaced. dconv predicts offsets (Deformable ConvNets v1), mdconv offsets
+  and a mask (v2). dpool and mdpool stand in the place of RoIAlign, with a pack for each pyramid level.
 - **parameters**: all of them, for COCO's 80 classes.
-- **GFLOP**: of detecting in one picture, counted by torch's `FlopCounterMode`
-  (`torchdcn.evaluation.flops.detection_flops`): convolutions, matrix products, and what the deformable operators and
-  RoIAlign sample (8 for each value); a multiplication and an addition are two, so that figures which count them as one
-  are half as large. {large} as the network sees it, 1000 proposals, 100 detections; of R-18 {small}.
+- **GFLOP**: of detecting in one picture, counted by torch's `FlopCounterMode` (`torchdcn.evaluation.flops`):
+  convolutions, matrix products, and what the deformable operators and RoIAlign sample, 8 for each value. A
+  multiplication and an addition are two; figures that count them as one are half as large. For {LARGE[0]} x {LARGE[1]}
+  pixels as the network sees them ({SMALL[0]} x {SMALL[1]} for R-18), 1000 proposals, 100 detections, bins of
+  2 x 2 samples.
 - **box AP, mask AP**: **published**, on COCO 2017 val, in percent. Nothing here has been evaluated on COCO.
-- **verified**: what holds a model to mmdetection 3.3's own numbers or to itself:
+- **verified**: what holds a model to mmdetection 3.3's own results, or to itself; "layers" goes for all.
 
 | word | what was compared | command |
 |---|---|---|
-| stages | with weights drawn by rule, what mmdetection computed: features and pooled regions to 5e-5, scores and deltas to 1e-4, 998 of 1000 proposals, 99 of 100 detections and masks, and the whole way from a picture's file; needs its results, which are not part of this project | `pytest tests/models/test_parity.py` |
-| kept | the part of these numbers that is kept in this project: features, proposals, scores, deltas, detections (of mdpool, up to the scores) | `pytest tests/models/test_mmdet_numbers.py` |
-| keys | names and shapes of all tensors (needs mmdetection's lists), and the number of parameters | `pytest tests/models/test_mmdet.py tests/models/test_zoo.py` |
-| step | a training step of the model, with narrow heads and small pictures, gives every parameter a finite gradient | `pytest tests/models/test_training_step.py` |
-| layers | the layers that the name says are there; so in all | `pytest tests/models/test_zoo.py` |
-
-That a converted file is read, and what a download is checked for: [weights.md](weights.md). The released weights themselves
-could not be fetched where this was made, so no published AP was measured again. What trained here from scratch is R-18
+"""
+TAIL = """
+Weights files, and what a download is checked for: [weights.md](weights.md). The released weights themselves could not
+be fetched where this was made, so no published AP was measured again. What has been trained here is R-18, from scratch
 ([README](../README.md)).
 """
 
 SECTIONS = {
     "The published table": (
-        'mmdetection\'s model table of DCNv2, trained for 12 epochs. `weights="coco"` fetches these. The `fp16` name is the '
-        "model above it under the weights that were trained in mixed precision.",
+        'mmdetection\'s model table of DCNv2, 12 epochs of training. `weights="coco"` fetches these. '
+        "The name with\n`fp16` is the model above it; its weights were trained in mixed precision.",
         lambda name: name in PUBLISHED,
     ),
     "The paper's own": (
-        "R-50 with a dilated conv5 in place of a pyramid, proposals from conv4, mdpool for boxes and masks with one trunk for "
-        "offsets and mask. AP: the paper's, with a short side of 1000 pixels, 16 epochs, without mimicking; there are no weights.",
+        "R-50 with a dilated conv5 in place of a pyramid, proposals from conv4, mdpool for boxes and masks with one\n"
+        "trunk for offsets and mask. AP: the paper's, for a short side of 1000 pixels, 16 epochs, without mimicking.\n"
+        "There are no weights of them.",
         lambda name: name.endswith("_dcnv2"),
     ),
     "R-50": ("The regular network, DCNv1's layers, and mdconv together with mdpool.", lambda name: "_r50_fpn" in name),
@@ -95,34 +134,45 @@ SECTIONS = {
 }
 
 
+COLUMNS = ("model", "deformable", "parameters", "GFLOP", "box AP", "mask AP", "verified")
+
+
 def verified(name: str) -> str:
-    words = [word for word, names in VERIFIED.items() if ALIASES.get(name, name) in names]
-    return ", ".join(words) or "layers"
-
-
-def row(found: Summary) -> str:
-    flops = sum(detection_flops(found.name, size_of(found.name)).values())
-    box, mask = (f"{ap}" if ap else "" for ap in (found.box_ap, found.mask_ap))
-    cells = (f"`{found.name}`", found.layers or "-", f"{found.parameters:,}", f"{flops / 1e9:.0f}", box, mask)
-    return f"| {' | '.join((*cells, verified(found.name)))} |"
+    words = [word for word, check in CHECKS.items() if ALIASES.get(name, name) in check.names]
+    return ", ".join(words[:-1] or words)  # the last one goes for all
 
 
 def size_of(name: str) -> tuple[int, int]:
     return SMALL if settings_of(name).backbone == "r18" else LARGE
 
 
+def giga(flops: int) -> str:
+    return f"{flops / 1e9:.{0 if flops >= 1e11 else 1}f}"
+
+
+def row(found: Summary) -> str:
+    flops = giga(sum(detection_flops(found.name, size_of(found.name)).values()))
+    box, mask = (f"{ap}" if ap else "-" for ap in (found.box_ap, found.mask_ap))
+    return line(f"`{found.name}`", found.layers or "-", f"{found.parameters:,}", flops, box, mask, verified(found.name))
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
 def page() -> str:
+    text = HEAD
+    for word, check in CHECKS.items():
+        text += line(word, check.what, f"`pytest tests/models/{check.tests}`")
+    text += TAIL
     left = list_models()
-    text = HEAD.format(large=f"{LARGE[0]} x {LARGE[1]}", small=f"{SMALL[0]} x {SMALL[1]}")
     for title, (words, belongs) in SECTIONS.items():
         names = [name for name in left if belongs(name)]
         left = [name for name in left if name not in names]
-        text += f"\n## {title}\n\n" + (words and f"{words}\n\n")
-        text += (
-            "| model | deformable | parameters | GFLOP | box AP | mask AP | verified |\n|---|---|---|---|---|---|---|\n"
-        )
-        text += "".join(row(summary(name)) + "\n" for name in names)
-    assert not left, f"in no section: {left}"
+        text += f"\n## {title}\n\n" + (words and f"{words}\n\n") + line(*COLUMNS) + "|---" * len(COLUMNS) + "|\n"
+        text += "".join(row(summary(name)) for name in names)
+    if left:
+        raise ValueError(f"SECTIONS: {left} are in none")
     return text
 
 

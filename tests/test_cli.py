@@ -83,7 +83,10 @@ def test_models_lists_all_with_parameters_and_published_figures(run):
     assert all(re.search(rf"^ *{re.escape(name)} ", out, re.MULTILINE) for name in list_models())
     row = next(line for line in out.splitlines() if " mask_rcnn_r50_fpn_mdconv_c3-c5 " in line)
     assert row.split() == ["mask_rcnn_r50_fpn_mdconv_c3-c5", "13", "mdconv", "in", "c3-c5", "45.3", "M", "41.5", "37.1"]
-    assert "published" in out
+    for name, layers in (("faster_rcnn_r50_fpn_mdpool", "mdpool"), ("faster_rcnn_r50_fpn_dpool", "dpool")):
+        row = next(line for line in out.splitlines() if f" {name} " in line)
+        assert row.split()[1] == layers
+    assert "AP: as published by mmdetection, and of the names with dcnv2 by the paper" in out
 
 
 def test_train_then_eval_then_detect(run, scenes, tmp_path):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHAPE = (500, 625)
+MODELS = {MDCONV := "faster_rcnn_r50_fpn_mdconv_c3-c5", MDPOOL := "faster_rcnn_r50_fpn_mdpool"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 @torch.no_grad()
 def test_mdconv_from_the_picture_to_detections(theirs: dict[str, Tensor]):
-    model, batch = filled("faster_rcnn_r50_fpn_mdconv_c3-c5"), images()
+    model, batch = filled(MDCONV), images()
     body = model.backbone.body(batch.tensors)
     maps = model.backbone.fpn(body)
     close(body["3"][:, ::64], theirs["mdconv/C5"], 5e-5)
@@ -80,7 +81,7 @@ def test_mdconv_from_the_picture_to_detections(theirs: dict[str, Tensor]):
 def test_mdpool_from_the_picture_to_scores(theirs: dict[str, Tensor]):
     # Of the packs that the four levels have, only the second's is made: it has 27 million weights.
     others = [f"roi_head.bbox_roi_extractor.roi_layers.{i}" for i in (0, 2, 3)]
-    model = filled("faster_rcnn_r50_fpn_mdpool", "rpn_head", *others)
+    model = filled(MDPOOL, "rpn_head", *others)
     maps = model.backbone(images().tensors)
     close(maps["1"].mean(dim=(2, 3)), theirs["mdpool/P3"], 5e-5)
 

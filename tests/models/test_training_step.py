@@ -27,9 +27,10 @@ TINY = {
 KINDS = [
     ("faster_rcnn_r18_fpn", {}),
     ("mask_rcnn_r18_fpn_dconv_c3-c5", {}),
-    ("faster_rcnn_r18_fpn_mdconv_c3-c5_group4", {}),
+    ("faster_rcnn_r50_fpn_mdconv_c3-c5", {}),
+    ("faster_rcnn_r50_fpn_mdconv_c3-c5_group4", {}),
     ("mask_rcnn_r18_fpn_dpool", {}),
-    ("faster_rcnn_r18_fpn_mdpool", {}),
+    ("faster_rcnn_r50_fpn_mdpool", {}),
     ("mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool", {"pool_masks": True}),
     ("mask_rcnn_r50_fpn_mdconv_c3-c5", {"norm": "frozen_bn", "trainable_backbone_layers": 3}),
     ("faster_rcnn_x101-32x4d_fpn_mdconv_c3-c5", {"deform_stages": ("c5",)}),

@@ -99,6 +99,27 @@ def test_equals_what_mmcv_computed(name: str) -> None:
             assert_like(found[1], read(f"{key}/py64_autograd/goff"), 1e-13)
 
 
+@each_backend
+def test_without_offsets_it_is_mmcvs_roi_align_too(name: str) -> None:
+    file = VECTORS / "op_roi_align.npz"
+    if not file.is_file():
+        pytest.skip("mmcv's vectors are not beside the project (../shared/vectors)")
+    vectors, cases = np.load(file), json.loads((VECTORS / "op_roi_align_cases.json").read_text())
+    aligned = [case for case in cases if case["aligned"] and case["mode"] == "avg"]
+    assert len(aligned) == 6
+
+    def read(key: str) -> Tensor:
+        return torch.from_numpy(vectors[key]).double()
+
+    for case in aligned:
+        key, input = case["name"], read("x").requires_grad_()
+        numbers = {"spatial_scale": case["spatial_scale"], "sampling_ratio": case["sampling_ratio"]}
+        with backend(name):
+            output = deform_roi_pool(input, read("rois"), tuple(case["size"]), **numbers)
+        assert_like(output.detach(), read(f"{key}/f64/out"), 1e-13)
+        assert_like(torch.autograd.grad(output, input, read(f"{key}/grad_out"))[0], read(f"{key}/f64/gx"), 1e-13)
+
+
 def at(y: float, x: float) -> Tensor:  # [1, 5]
     """A box of a pixel, whose one sample is at (y, x)."""
     return torch.tensor([[0, x, y, x + 1, y + 1]], dtype=torch.float64)

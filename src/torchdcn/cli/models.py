@@ -25,8 +25,9 @@ def models() -> None:
             name,
             found.layers or "–",
             f"{found.parameters / 1e6:.1f} M",
-            *(f"{ap:.1f}" if ap and found.source == "mmdetection" else "" for ap in (found.box_ap, found.mask_ap)),
+            *("" if ap is None else f"{ap:.1f}" for ap in (found.box_ap, found.mask_ap)),
         )
     screen = console()
     screen.print(table)
-    screen.print("AP: as published in mmdetection's model table (COCO 2017 val, in percent); not measured here.")
+    by = "by mmdetection, and of the names with dcnv2 by the paper"
+    screen.print(f"AP: as published {by} (COCO 2017 val, in percent); not measured here.")

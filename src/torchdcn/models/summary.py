@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..nn import DeformConv2dPack
 from .create import create_model
-from .settings import Settings
 from .zoo import PAPER, PUBLISHED, settings_of
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,8 @@ class Summary:
         name: For :func:`torchdcn.models.create_model`.
         layers: What deforms in it, such as ``"13 mdconv in c3-c5, mdpool"``; empty for a regular network.
         parameters: How many numbers are learned.
-        box_ap: As published, in percent; None where nothing was.
+        box_ap: As published by mmdetection or in the paper, in percent; None where nothing was.
         mask_ap: The same for masks.
-        source: Who published them: ``"mmdetection"``, ``"paper"`` or None.
     """
 
     name: str
@@ -30,9 +33,9 @@ class Summary:
     parameters: int
     box_ap: float | None = None
     mask_ap: float | None = None
-    source: str | None = None
 
 
+@cache
 def summary(name: str) -> Summary:
     """Builds a model without values and looks at it.
 
@@ -56,10 +59,8 @@ def summary(name: str) -> Summary:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if name in PUBLISHED:
         published = PUBLISHED[name]
-        return Summary(name, layers, parameters, published.box_ap, published.mask_ap, "mmdetection")
-    if name in PAPER:
-        return Summary(name, layers, parameters, *PAPER[name], "paper")
-    return Summary(name, layers, parameters)
+        return Summary(name, layers, parameters, published.box_ap, published.mask_ap)
+    return Summary(name, layers, parameters, *PAPER.get(name, (None, None)))
 
 
 def _convolutions(settings: Settings, count: int) -> str:

@@ -18,6 +18,9 @@ class Block:
     channels: int
     warps: int = 4
     stages: int = 2  # of the pipeline that brings plain operands to shared memory
+    # What a thread may have at most; 0 leaves it to the assembler, of which some versions rather spill a few than run
+    # fewer programs at a time.
+    registers: int = 0
 
     def fitted(self, outputs: int, channels: int, most: int) -> Block:
         """No larger than the problem, with `most` channels; 16 is the least that the tensor cores take."""
@@ -45,22 +48,22 @@ def _power_of_two(n: int) -> int:
 # the processors. By kernel, by how it multiplies (16 bits, float32 by "tf32" or "ieee", float64), and by the least
 # architecture. None of them spills registers, and none needs more shared memory than the smallest of its chips have.
 TABLE: dict[tuple[str, str], dict[int, tuple[Block, ...]]] = {
-    (FORWARD, "16 bits"): {0: (Block(128, 128, 32, warps=8), Block(64, 128, 32), Block(32, 64, 32))},
+    (FORWARD, "16 bits"): {0: (Block(128, 128, 32, warps=8), Block(64, 128, 32), Block(32, 64, 32, registers=255))},
     (FORWARD, "tf32"): {
         0: (Block(64, 128, 16, warps=8), Block(64, 64, 16), Block(32, 64, 32)),
-        90: (Block(64, 128, 32, warps=8), Block(64, 64, 32), Block(32, 64, 32)),
+        90: (Block(64, 128, 32, warps=8, registers=255), Block(64, 64, 32), Block(32, 64, 32)),
     },
     (FORWARD, "ieee"): {
         0: (Block(64, 64, 16, warps=8), Block(32, 32, 16)),
         90: (Block(64, 64, 16, warps=8), Block(32, 64, 16)),
     },
-    (FORWARD, "float64"): {0: (Block(32, 32, 16),)},
+    (FORWARD, "float64"): {0: (Block(32, 32, 16, registers=255),)},
     (DATA, "16 bits"): {
         0: (Block(64, 64, 32, warps=8), Block(32, 64, 32)),
         90: (Block(64, 64, 64, warps=8), Block(32, 64, 64)),
     },
     (DATA, "tf32"): {
-        0: (Block(64, 32, 32, warps=8), Block(32, 32, 32)),
+        0: (Block(64, 32, 32, warps=8), Block(32, 32, 32, registers=255)),
         90: (Block(64, 32, 64, warps=8), Block(32, 32, 64)),
     },
     (DATA, "ieee"): {0: (Block(32, 16, 16),)},
@@ -69,7 +72,7 @@ TABLE: dict[tuple[str, str], dict[int, tuple[Block, ...]]] = {
     (WEIGHT, "tf32"): {0: (Block(32, 128, 64, warps=8), Block(32, 64, 64))},
     (WEIGHT, "ieee"): {
         0: (Block(16, 64, 32, warps=8), Block(16, 32, 32)),
-        100: (Block(16, 64, 32, warps=8),),
+        100: (Block(16, 64, 32, warps=8, registers=255),),
     },
     (WEIGHT, "float64"): {0: (Block(16, 32, 16),)},
 }
@@ -85,6 +88,7 @@ POOLING: dict[tuple[str, str], dict[int, tuple[Block, ...]]] = {
     (BINS, "16 bits"): {
         0: (Block(1, 0, 256, warps=1),),
         90: (Block(4, 0, 256), Block(1, 0, 256, warps=1)),
+        100: (Block(4, 0, 256, registers=255), Block(1, 0, 256, warps=1)),
     },
     (BINS, "float32"): {
         0: (Block(1, 0, 128, warps=1),),

@@ -54,7 +54,7 @@ class Launch:
 def options(block: Block) -> dict[str, Any]:
     """A block as a kernel's keyword arguments."""
     # Products and sums are fused; from Triton 3.10 on one has to ask for it.
-    return {**_sizes(block), "num_warps": block.warps, "num_stages": block.stages, "enable_fp_fusion": True}
+    return {**_sizes(block), **_threads(block), "enable_fp_fusion": True}
 
 
 def _sizes(block: Block) -> dict[str, int]:
@@ -62,9 +62,14 @@ def _sizes(block: Block) -> dict[str, int]:
     return {name: size for name, size in sizes if size}
 
 
+def _threads(block: Block) -> dict[str, int]:
+    registers = {"maxnreg": block.registers} if block.registers else {}
+    return {"num_warps": block.warps, "num_stages": block.stages, **registers}
+
+
 @cache
 def _autotuned(kernel: Any, blocks: tuple[Block, ...], sums: tuple[str, ...]) -> Any:
-    configs = [triton.Config(_sizes(block), num_warps=block.warps, num_stages=block.stages) for block in blocks]
+    configs = [triton.Config(_sizes(block), **_threads(block)) for block in blocks]
     shape = [name for name in ("layer", "size", "maps") if name in kernel.arg_names]
     return triton.autotune(configs, key=shape, reset_to_zero=list(sums))(kernel)
 
