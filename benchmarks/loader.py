@@ -36,7 +36,8 @@ def main() -> None:
         alone = measure(dataset, options.images, options.batch_size, workers)
         beside = measure(dataset, options.trained, options.batch_size, workers, step)
         print(
-            f"{workers} workers: {alone['images_per_s']:.1f} images/s alone ({alone['cores']:.2f} cores busy); "
+            f"{workers} workers: {alone['images_per_s']:.1f} images/s alone ({alone['cores']:.2f} cores busy, "
+            f"{1000 * alone['cores'] / alone['images_per_s']:.1f} ms of processor time an image); "
             f"training {beside['images_per_s']:.2f} images/s ({beside['cores']:.2f} cores busy, "
             f"{100 * beside['waited']:.1f} % of the time waits for images)",
             flush=True,

@@ -60,6 +60,10 @@ def test_a_published_recipe_runs_tells_its_settings_and_is_repeated_by_its_confi
     one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("run", "again"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+    code, out, err = run("train", "--config", saved, "--resume", "--epochs", 2)
+    assert code == 0, err
+    assert "from step 2" in out
+    assert json.loads(saved.read_text())["epochs"] == 2
 
 
 def test_an_evaluation_leaves_pictures_and_the_end_figures_by_class(run, flags, tmp_path):
@@ -110,3 +114,38 @@ def test_a_check_needs_data_alone(run):
     code, _, err = run("train", "--check")
     assert code == 2
     assert "--data" in err
+
+
+def test_a_yolo_folder_is_trained_on_and_evaluated(run, scenes, tmp_path, monkeypatch):
+    pytest.importorskip("supervision", reason="YOLO folders are read by supervision: pip install supervision")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = as_yolo(scenes, tmp_path / "yolo")
+    model = ["--data", data, "--model", "faster_rcnn_r18_fpn"]
+    small = [flag for name in ("fpn_channels", "box_head_channels") for flag in ("--set", f"{name}=16")]
+    code, out, err = run("train", *model, "--out", tmp_path / "run", "--epochs", 1, "--min-size", 64, *small)
+    assert (code, err) == (0, "")
+    assert "6 classes) on 4 images" in out
+    weights = tmp_path / "run" / "last.safetensors"
+    code, out, err = run("eval", *model, "--weights", weights, "--out", tmp_path / "eval")
+    assert (code, err) == (0, "")
+    per_class = json.loads((tmp_path / "eval" / "per_class.json").read_text())["bbox"]
+    truth = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    assert sum(figures["objects"] for figures in per_class.values()) == len(truth["annotations"])
+
+
+def as_yolo(coco, root):
+    for split in ("train", "val"):
+        content = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
+        numbers = {category["id"]: number for number, category in enumerate(content["categories"])}
+        shutil.copytree(coco / split, root / "images" / split)
+        (root / "labels" / split).mkdir(parents=True)
+        for image in content["images"]:
+            lines = []
+            for entry in content["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    x, y, w, h = (value / 64 for value in entry["bbox"])
+                    lines.append(f"{numbers[entry['category_id']]} {x + w / 2} {y + h / 2} {w} {h}\n")
+            (root / "labels" / split / image["file_name"]).with_suffix(".txt").write_text("".join(lines))
+    names = [category["name"] for category in content["categories"]]
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+    return root

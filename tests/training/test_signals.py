@@ -17,6 +17,18 @@ def test_the_first_ctrl_c_is_noted_and_the_second_one_interrupts():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_second_one_interrupts_also_in_a_shells_background():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_one_is_answered_at_once(capfd):
     with stop_requests("stopping\n") as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -62,7 +62,9 @@ def stop_requests(notice: str = "") -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
         for each in watched:
-            signal.signal(each, before[each])
+            # A shell lets what it starts in the background ignore Ctrl-C; the notice must be true there too.
+            ignored = each == signal.SIGINT and before[each] == signal.SIG_IGN
+            signal.signal(each, signal.default_int_handler if ignored else before[each])
         with suppress(OSError):
             os.write(2, notice.encode())  # print could be in the middle of a line just now
         request.note(number)
