@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,26 +75,27 @@ def detected(seen: Any, box: np.ndarray, label: int) -> bool:
     return bool((common / (areas - common) >= OVERLAP).any())
 
 
-def measured(model: Any, asked: Asked, node: Node, error: float) -> dict[str, float]:
-    """The numbers of one network and node; shares in percent."""
+def measured(model: Any, asked: Asked, node: Node) -> dict[str, float]:
+    """What gradients say of one network and node; shares in percent."""
     layers = [name for name in CONVOLUTIONS if node.roi is not None or "layer4" not in name]
-    bins = ["roi_heads.box_roi_pool.*"] if node.roi is not None else []
-    places = effective_sampling_locations(model, asked.image, node, [*layers, *bins])
     supports = {
-        "samples": places.of("backbone.*"),
+        "samples": effective_sampling_locations(model, asked.image, node, layers),
         "field": effective_receptive_field(model, asked.image, node),
-        "region": saliency_region(model, asked.image, node, error),
     }
     numbers = {}
     for kind, support in supports.items():
         summary = support_summary(support, asked.mask)
         numbers[f"{kind}: on the object, %"] = 100 * (summary.inside or 0)
-        if kind == "region":
-            numbers["region: of the image, %"] = 100 * support.area
-        else:
-            numbers[f"{kind}: radius, px"] = summary.radius
-            numbers[f"{kind}: entropy, bits"] = summary.entropy
+        numbers[f"{kind}: radius, px"] = summary.radius
+        numbers[f"{kind}: entropy, bits"] = summary.entropy
     return numbers
+
+
+def region(model: Any, asked: Asked, node: Node, error: float) -> dict[str, float]:
+    """The same of the saliency region."""
+    found = saliency_region(model, asked.image, node, error)
+    inside = support_summary(found, asked.mask).inside or 0
+    return {"region: on the object, %": 100 * inside, "region: of the image, %": 100 * found.area}
 
 
 def moved(model: Any, asked: Asked, node: Node) -> float:
@@ -122,6 +124,9 @@ def table(rows: dict[str, list[dict[str, float]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument(
+        "--regions", type=int, default=8, help="Of so many objects the saliency regions, which are slow."
+    )
     parser.add_argument("--error", type=float, default=0.2)
     parser.add_argument("--data", type=Path, default=Path("runs/seeing-scenes"))
     parser.add_argument("--runs", default="runs/seeing-{}", help="Folder of a network's run.")
@@ -135,16 +140,19 @@ def main() -> None:
         print(f"scene {asked.scene}: {asked.name}, box {asked.box}, middle {asked.middle}", flush=True)
     share = statistics.fmean(100 * float((asked.mask > 0).float().mean()) for asked in found)
     print(f"{len(found)} objects; one covers {share:.1f} % of the image on average")
-    for kind in ("box", "position"):
-        rows = {}
+    tables: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for number, asked in enumerate(found):
         for name, model in models.items():
-            rows[name] = []
-            for asked in found:
-                node = Node(roi=asked.box) if kind == "box" else node_at(model, asked.image, LAYER, *asked.middle)
-                numbers = measured(model, asked, node, given.error)
-                if kind == "position":
-                    numbers["offsets move samples by, px"] = moved(model, asked, node)
-                rows[name].append(numbers)
+            box, place = Node(roi=asked.box), node_at(model, asked.image, LAYER, *asked.middle)
+            offsets = {"offsets move samples by, px": moved(model, asked, place)}
+            numbers = {
+                "box": measured(model, asked, box) | region(model, asked, box, given.error),
+                "position": measured(model, asked, place) | region(model, asked, place, given.error) | offsets,
+            }
+            for kind, each in numbers.items():
+                tables.setdefault(kind, {}).setdefault(name, []).append(each)
+            print(f"object {number + 1} of {len(found)}, {name}", file=sys.stderr, flush=True)
+    for kind, rows in tables.items():
         print(f"\n{kind}\n")
         table(rows)
 

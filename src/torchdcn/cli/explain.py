@@ -40,7 +40,7 @@ class Explained:
     region: SaliencyRegion
     object_name: str | None  # what the network detects there
     object_mask: NDArray[np.bool_] | None
-    summaries: dict[str, SupportSummary]
+    summaries: dict[str, SupportSummary | None]  # None where there is no support at all
 
 
 @verb(
@@ -96,7 +96,7 @@ def explain(
     located = _locations([network for network, _ in networks], pixels, nodes)
     found = []
     for (network, file), node, locations in zip(networks, nodes, located, strict=True):
-        named = _object_at(network, picture, place or box or ())
+        named = object_at(network, picture, place or box or ())
         found.append(_explain(network, file, pixels, node, locations, named, error, screen))
     _write(out, picture, found, error, image.name)
     screen.print(f"Pictures, explain.json and report.html in {out}", markup=False, soft_wrap=True)
@@ -180,16 +180,19 @@ def _explain(
     with counter("saliency region", screen) as progress:
         region = saliency_region(network, pixels, node, error, progress=progress)
     shown = None if mask is None else torch.from_numpy(mask)
-    supports: dict[str, EffectiveLocations | ReceptiveField | SaliencyRegion] = {
-        "sampling": locations,
-        "field": receptive,
-        "region": region,
+    supports: dict[str, tuple[EffectiveLocations | ReceptiveField | SaliencyRegion, Tensor]] = {
+        "sampling": (locations, locations.strengths),
+        "field": (receptive, receptive.map),
+        "region": (region, region.mask),
     }
-    summaries = {kind: support_summary(support, shown) for kind, support in supports.items()}
+    summaries = {
+        kind: support_summary(support, shown) if bool(shares.any()) else None
+        for kind, (support, shares) in supports.items()
+    }
     return Explained(network.name, file, node, locations, receptive, region, name, mask, summaries)
 
 
-def _object_at(
+def object_at(
     network: RCNN, picture: NDArray[np.uint8], place: tuple[float, ...]
 ) -> tuple[str | None, NDArray[np.bool_] | None]:
     """What the network itself detects at a pixel or in a box, the best: its name, and its mask if there are masks."""
@@ -200,7 +203,8 @@ def _object_at(
     found = Detector(network, score_threshold=0.3)(picture)
     if len(place) == 4:
         overlap = _overlap(found.boxes.astype(np.float64), np.array(place))
-        order = np.argsort(-overlap, kind="stable")
+        # Of two classes for nearly the same box the surer one, of two objects the one whose box it is.
+        order = np.argsort(-overlap * found.scores, kind="stable")
         hits = order[overlap[order] >= 0.5]
     else:
         x, y = place
@@ -233,6 +237,9 @@ def _support(found: Explained, name: str) -> Support:
 
     notes = {}
     for kind, summary in found.summaries.items():
+        if summary is None:
+            notes[kind] = f"nothing has to be kept, error {found.region.error:.2f}" if kind == "region" else "none"
+            continue
         parts = [] if summary.inside is None else [f"{summary.inside:.0%} on the object"]
         if kind == "region":
             parts.append(f"{found.region.area:.1%} of the image, error {found.region.error:.2f}")
@@ -294,6 +301,6 @@ def _numbers_of(found: Explained) -> dict[str, Any]:
         "response": found.field.response,
         "object": found.object_name,
         "layers": list(found.locations.layers),
-        "summaries": {kind: asdict(summary) for kind, summary in found.summaries.items()},
+        "summaries": {kind: None if s is None else asdict(s) for kind, s in found.summaries.items()},
         "region": {"area": found.region.area, "error": found.region.error, "curve": found.region.curve.tolist()},
     }

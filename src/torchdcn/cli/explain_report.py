@@ -104,8 +104,12 @@ def _node(name: str, network: Mapping[str, Any]) -> str:
 
 def _row(name: str, network: Mapping[str, Any], kind: str) -> str:
     summary = network["summaries"][kind]
-    inside = "–" if summary["inside"] is None else f"{summary['inside']:.1%}"
     region = network["region"] if kind == "region" else None
     area, error = (f"{region['area']:.2%}", f"{region['error']:.3f}") if region else ("", "")
-    cells = [_KINDS[kind], inside, f"{summary['radius']:.1f}", f"{summary['entropy']:.2f}", area, error]
+    if summary is None:
+        figures = ["nothing has to be kept" if region else "none", "", ""]
+    else:
+        inside = "–" if summary["inside"] is None else f"{summary['inside']:.1%}"
+        figures = [inside, f"{summary['radius']:.1f}", f"{summary['entropy']:.2f}"]
+    cells = [_KINDS[kind], *figures, area, error]
     return f"<tr><th scope=row>{html.escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -66,11 +66,11 @@ def serve(
 
         jobs = Jobs()
         Server(create_app(networks, jobs, host), jobs, ready).run(sockets=[listener])
-    if not jobs.close():
-        # A pass of the network goes on in its thread, and Python would wait for it or crash under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    # There is nothing left to do but Python's and torch's taking apart of themselves, which takes a second of work, and
+    # longer or worse where a pass of a large network still runs in its thread.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..analysis import Node
 from ..analysis.layers import ConvCall, Recorder, RegularCall, kinds_of_layers
@@ -71,6 +72,7 @@ def sampled(model: nn.Module, picture: NDArray[np.uint8], names: Sequence[str]) 
         layers.append(
             {
                 "name": used.name,
+                "node": _node_of(model, used.name),
                 "stride": used.kernel[1],
                 "padding": used.kernel[2],
                 "dilation": used.kernel[3],
@@ -85,6 +87,15 @@ def sampled(model: nn.Module, picture: NDArray[np.uint8], names: Sequence[str]) 
         )
     facts = {"image": geometry.image, "resized": geometry.resized, "layers": layers}
     return Answer(facts, b"".join(part.numpy().astype("<f4").tobytes() for part in parts))
+
+
+def _node_of(model: nn.Module, name: str) -> str:
+    """The module whose output is asked about when a layer is looked at: its residual block, which has the same grid.
+
+    What a convolution gives before it is normalised and added up is nearly the same everywhere, whatever is shown.
+    """
+    block = name.rpartition(".")[0]
+    return block if block and isinstance(model.get_submodule(block), (BasicBlock, Bottleneck)) else name
 
 
 def _put(parts: list[Tensor], values: Tensor) -> int:

@@ -26,9 +26,9 @@ class Place(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    layer: str | None = Field(None, max_length=200)
-    y: int | None = Field(None, ge=0, le=100_000)
-    x: int | None = Field(None, ge=0, le=100_000)
+    layer: str | None = Field(default=None, max_length=200)
+    y: int | None = Field(default=None, ge=0, le=100_000)
+    x: int | None = Field(default=None, ge=0, le=100_000)
     roi: tuple[float, float, float, float] | None = None
 
     @model_validator(mode="after")
@@ -57,10 +57,10 @@ class Question(BaseModel):
 
     picture: str = Field(max_length=64)
     ask: Literal["detections", "layers", "bins", "field", "region"]
-    network: int = Field(0, ge=0)
+    network: int = Field(default=0, ge=0)
     node: Place | None = None
-    object: int | None = Field(None, ge=0)
-    error: float = Field(0.2, ge=0, le=10)
+    object: int | None = Field(default=None, ge=0)
+    error: float = Field(default=0.2, ge=0, le=10)
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Question:

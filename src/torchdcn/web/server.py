@@ -75,7 +75,7 @@ def create_app(networks: Sequence[Network], jobs: Jobs, host: str = "127.0.0.1")
 
 def _answer_errors_as_json(app: FastAPI) -> None:
     def on_http(_: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     def on_invalid(_: Request, error: Any) -> JSONResponse:
         first = error.errors()[0]
@@ -145,8 +145,8 @@ def _serve_questions(app: FastAPI, networks: Sequence[Network], jobs: Jobs, shel
 
     @app.post("/api/example", status_code=201)
     def example() -> dict[str, Any]:
-        settings = networks[0].model.settings
-        side = min(max(settings.sizes[-1], 96), 256)  # networks from scratch know figures of the size they were drawn in
+        # Networks from scratch know figures of the size that they were trained with.
+        side = min(max(networks[0].model.settings.sizes[-1], 96), 256)
         scene = draw_scene(np.random.default_rng(next(scenes)), side, SceneSettings.at(0.3))
         return shelf.add(scene.image, (side, side)).facts()
 

@@ -41,7 +41,7 @@ export function cutOutOf(image, mask, fill) {
   const color = fill.map((value) => Math.round(255 * value));
   mask.forEach((kept, i) => kept || picture.data.set(color, 4 * i));
   context.putImageData(picture, 0, 0);
-  return { canvas, outline: pathOf(loopsOf(mask, image.width, image.height), 0) };
+  return { canvas, outline: pathOf(loopsOf(mask, { left: 0, top: 0, width: image.width, height: image.height }), 0) };
 }
 
 // Draws what a pane shows. `scene` has image, muted, colors, and what is to be seen of: objects, samples, bins, heat,

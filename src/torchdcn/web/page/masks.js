@@ -1,8 +1,9 @@
 // Masks: from COCO's compressed run lengths to pixels, and to outlines.
 
 // Runs go down the columns; each number is 5 bits a character, from the third on the difference to the last but one.
-export function decodeMask({ size: [height, width], counts }) {
-  const mask = new Uint8Array(height * width);
+// Of a window `{ left, top, width, height }` only, which has all of the mask; a hundred whole masks would fill the memory.
+export function decodeMask({ size: [height, width], counts }, window = { left: 0, top: 0, width, height }) {
+  const mask = new Uint8Array(window.height * window.width);
   const runs = [];
   let place = 0;
   let position = 0;
@@ -19,7 +20,10 @@ export function decodeMask({ size: [height, width], counts }) {
     }
     if (runs.length > 2) value += runs[runs.length - 2];
     if (runs.length % 2 === 1) {
-      for (let i = place; i < place + value; i++) mask[(i % height) * width + Math.floor(i / height)] = 1;
+      for (let i = place; i < place + value; i++) {
+        const [x, y] = [Math.floor(i / height) - window.left, (i % height) - window.top];
+        if (x >= 0 && y >= 0 && x < window.width && y < window.height) mask[y * window.width + x] = 1;
+      }
     }
     place += value;
     runs.push(value);
@@ -32,8 +36,9 @@ export function decodeMask({ size: [height, width], counts }) {
 const STEPS = [[], [[3, 0]], [[0, 1]], [[3, 1]], [[1, 2]], [[3, 0], [1, 2]], [[0, 2]], [[3, 2]], [[2, 3]], [[2, 0]],
   [[0, 1], [2, 3]], [[2, 1]], [[1, 3]], [[1, 0]], [[0, 3]], []];
 
-// The outline of a mask [height, width] as closed loops of x, y; pixels' centres are whole numbers.
-export function loopsOf(mask, width, height) {
+// The outline of a mask [height, width] as closed loops of x, y; pixels' centres are whole numbers, the first one's is
+// (left, top).
+export function loopsOf(mask, { left, top, width, height }) {
   const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : mask[y * width + x]);
   const stride = 2 * width + 4;
   const next = new Map(); // from the middle of one side to the next, both as numbers of a grid of half pixels
@@ -48,7 +53,7 @@ export function loopsOf(mask, width, height) {
     const [first] = next.keys();
     const loop = [];
     for (let key = first; next.has(key); ) {
-      loop.push([(key % stride) / 2 - 1, Math.floor(key / stride) / 2 - 1]);
+      loop.push([left + (key % stride) / 2 - 1, top + Math.floor(key / stride) / 2 - 1]);
       const then = next.get(key);
       next.delete(key);
       key = then;

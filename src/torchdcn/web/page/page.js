@@ -69,7 +69,7 @@ function readout(legend) {
   const { layer, node, layers } = positionAt(pane, at);
   const count = Math.min(state.depth, layers.length);
   const through = legend === "points" ? `, through ${count} layer${count > 1 ? "s" : ""}` : "";
-  return `${shortName(layer.name)}, row ${node.y}, column ${node.x}${through}`;
+  return `${shortName(layer.node)}, row ${node.y}, column ${node.x}${through}`;
 }
 
 function available(name) {
@@ -88,6 +88,7 @@ function show(view) {
 }
 
 function listObjects() {
+  showClasses(state, listObjects);
   showObjects(state.panes, visible, state.pinned, choose);
   draw();
 }
@@ -95,7 +96,7 @@ function listObjects() {
 const shortName = (name) => name.replace("backbone.body.", "");
 
 function say(text, isError = false) {
-  $("status").textContent = text;
+  if ($("status").textContent !== text) $("status").textContent = text;
   $("status").classList.toggle("error", isError);
 }
 
@@ -114,7 +115,7 @@ async function run(steps) {
       state.work = null;
       state.busy = null;
       $("cancel").hidden = true;
-      $("progress").hidden = true;
+      showStep(0, 0, 0);
       draw();
     }
   }
@@ -124,17 +125,23 @@ async function ask(pane, question, label, signal) {
   const began = performance.now();
   const name = state.panes.length > 1 ? `${letterOf(pane)}: ${label}` : label;
   const onProgress = (kind, { ahead, done, total }) => {
-    if (kind === "waiting") say(ahead ? `${name}: waiting for ${ahead} other job${ahead > 1 ? "s" : ""}` : name);
-    else if (total && done) {
-      const left = ((performance.now() - began) / done) * (total - done) / 1000;
-      say(`${name}: pass ${done} of at most ${total}, ${left < 1 ? "a moment" : `${Math.ceil(left)} s`} left`);
-      $("progress").value = done / total;
-    } else say(name);
-    $("progress").hidden = !(total && done);
+    if (kind === "waiting" && ahead) say(`${name} waits for ${ahead} other job${ahead > 1 ? "s" : ""}`);
+    else say(name);
+    showStep(done, total, (performance.now() - began) / 1000);
   };
   say(name);
-  $("progress").hidden = true;
+  showStep(0, 0, 0);
   return server.ask({ picture: state.picture.id, network: pane.index, ...question }, { signal, onProgress });
+}
+
+// Beside the status, which is read out loud: forty steps would be too much of that.
+function showStep(done, total, seconds) {
+  const known = Boolean(total && done);
+  $("progress").hidden = !known;
+  if (known) $("progress").value = done / total;
+  const left = known ? (seconds / done) * (total - done) : 0;
+  const wait = left < 1 ? "a moment" : `${Math.ceil(left)} s`;
+  $("step").textContent = known ? `pass ${done} of at most ${total}, ${wait} left` : "";
 }
 
 function open(file) {
@@ -158,13 +165,12 @@ function load(name, bring) {
     state.hidden.clear();
     setUpPanes(image);
     for (const pane of state.panes) {
-      const { detections } = await ask(pane, { ask: "detections" }, "looking for objects …", signal);
+      const { detections } = await ask(pane, { ask: "detections" }, "Looking for objects …", signal);
       takeObjects(pane, detections);
-      showClasses(state.panes, state.hidden, listObjects);
       listObjects();
     }
     for (const pane of state.panes) {
-      const layers = await ask(pane, { ask: "layers" }, "reading where its layers sample …", signal);
+      const layers = await ask(pane, { ask: "layers" }, "Reading where its layers sample …", signal);
       pane.layers = { ...layers, values: new Float32Array(layers.bytes) };
     }
     setUpLayers();
@@ -195,17 +201,18 @@ function setUpPanes(image) {
 
 function takeObjects(pane, results) {
   const { palette } = state.about;
-  const { width, height } = state.picture;
   const many = pane.network.classes.length > 1;
   pane.results = results;
   pane.objects = results.map((result, index) => {
     const color = palette[(many ? result.label : index) % palette.length];
-    const mask = result.segmentation ? decodeMask(result.segmentation) : null;
+    const around = windowOf(result.box);
+    const mask = result.segmentation ? decodeMask(result.segmentation, around) : null;
     return {
       ...result,
       index,
+      around,
       mask,
-      outline: mask && pathOf(loopsOf(mask, width, height), 2),
+      outline: mask && pathOf(loopsOf(mask, around), 2),
       color: `rgb(${color.join(" ")})`,
       classColor: `rgb(${palette[result.label % palette.length].join(" ")})`,
       ink: inkOn(color),
@@ -213,11 +220,19 @@ function takeObjects(pane, results) {
   });
 }
 
+// The pixels of a box, and a few around it: masks may be a pixel wider.
+function windowOf([x1, y1, x2, y2]) {
+  const { width, height } = state.picture;
+  const [left, top] = [Math.max(0, Math.floor(x1) - 2), Math.max(0, Math.floor(y1) - 2)];
+  const [right, bottom] = [Math.min(width, Math.ceil(x2) + 2), Math.min(height, Math.ceil(y2) + 2)];
+  return { left, top, width: Math.max(1, right - left), height: Math.max(1, bottom - top) };
+}
+
 function setUpLayers() {
   const { layers } = state.panes[0].layers;
   const names = layers.map((layer) => layer.name);
   if (!names.includes(state.layer)) state.layer = names.at(-1);
-  fillSelect($("layer"), names.map((name) => [name, shortName(name)]), state.layer);
+  fillSelect($("layer"), layers.map(({ name, node }) => [name, shortName(node)]), state.layer);
   setUpDepths();
 }
 
@@ -228,7 +243,7 @@ function setUpDepths() {
     if (count > MOST_SAMPLES || counts.length === 4) break;
     counts.push(count);
   }
-  state.depth = Math.min(state.depth, counts.length);
+  state.depth = Math.min(state.wishedDepth, counts.length);
   const text = (count, i) => [String(i + 1), `${i ? `${i + 1} layers` : "this layer"}: ${count.toLocaleString("en")} samples`];
   fillSelect($("depth"), counts.map(text), String(state.depth));
 }
@@ -246,13 +261,13 @@ function pin(pinned) {
     const asked = state.panes.map((pane) => ({ node: nodeOf(pane), object: objectOf(pane)?.index ?? null }));
     if (pinned.roi) {
       for (const pane of state.panes) {
-        pane.found.bins = await ask(pane, { ask: "bins", node: asked[pane.index].node }, "where its bins are …", signal);
+        pane.found.bins = await ask(pane, { ask: "bins", node: asked[pane.index].node }, "Where its bins are …", signal);
         draw();
       }
     }
     state.busy = "field";
     for (const pane of state.panes) {
-      const field = await ask(pane, { ask: "field", ...asked[pane.index] }, "receptive field …", signal);
+      const field = await ask(pane, { ask: "field", ...asked[pane.index] }, "Receptive field …", signal);
       const { width, height } = state.picture;
       field.heat = heatOf(new Uint8Array(field.bytes), width, height, state.about.colors);
       pane.found.field = field;
@@ -263,7 +278,7 @@ function pin(pinned) {
     state.busy = "region";
     draw();
     for (const pane of state.panes) {
-      const region = await ask(pane, { ask: "region", ...asked[pane.index] }, "saliency region", signal);
+      const region = await ask(pane, { ask: "region", ...asked[pane.index] }, "Saliency region …", signal);
       region.cutOut = cutOutOf(pane.image, decodeMask(region.region), region.fill);
       pane.found.region = region;
       showNumbers(state.panes);
@@ -298,16 +313,16 @@ function setTheme(theme) {
 }
 
 function saveFiles() {
-  const stem = state.name.replace(/\.[^.]*$/, "") || "picture";
+  const stem = () => state.name.replace(/\.[^.]*$/, "") || "picture";
   $("save-png").addEventListener("click", async () => {
     const view = shownView();
     const kind = view === "points" && !place() && state.pinned?.roi ? "bins" : view;
     const caption = { text: LEGENDS[kind](state.about.colors)[0].textContent.replace(/^0/, ""), scale: !["objects", "region"].includes(kind) };
-    save(await pictureOf(state.panes, sceneOf, state.about.colors, caption), `${stem}-${kind}.png`);
+    save(await pictureOf(state.panes, sceneOf, state.about.colors, caption), `${stem()}-${kind}.png`);
   });
   $("save-json").addEventListener("click", () => {
     const numbers = numbersOf(state, nodeOf, (pane) => samplesAt(pane));
-    save(new Blob([JSON.stringify(numbers, null, 1)], { type: "application/json" }), `${stem}.json`);
+    save(new Blob([JSON.stringify(numbers, null, 1)], { type: "application/json" }), `${stem()}.json`);
   });
 }
 
@@ -343,7 +358,7 @@ async function start() {
     resettle();
   });
   $("depth").addEventListener("change", ({ target }) => {
-    state.depth = Number(target.value);
+    state.depth = state.wishedDepth = Number(target.value);
     draw();
   });
   $("cancel").addEventListener("click", () => state.work?.abort());

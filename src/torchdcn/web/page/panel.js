@@ -21,22 +21,26 @@ function swatch(color) {
 export const letterOf = (pane) => String.fromCharCode(65 + pane.index);
 
 // A switch for each class that was found.
-export function showClasses(panes, hidden, changed) {
+export function showClasses({ panes, score, hidden, picture }, changed) {
   const found = new Map();
   for (const object of panes.flatMap((pane) => pane.objects)) {
-    if (!found.has(object.label)) found.set(object.label, object);
+    if (object.score >= score && !found.has(object.name)) found.set(object.name, object);
   }
-  const labels = [...found.values()].sort((a, b) => a.label - b.label).map((object) => {
+  const names = [...found.keys()].sort();
+  const key = [picture.id, ...names].join();
+  if ($("classes").dataset.key === key) return; // a switch that is being used must not be replaced
+  $("classes").dataset.key = key;
+  const labels = names.map((name) => {
     const box = make("input", {
       type: "checkbox",
-      checked: !hidden.has(object.label),
-      onchange: (event) => {
-        if (event.target.checked) hidden.delete(object.label);
-        else hidden.add(object.label);
+      checked: !hidden.has(name),
+      onchange: ({ target }) => {
+        if (target.checked) hidden.delete(name);
+        else hidden.add(name);
         changed();
       },
     });
-    return make("label", {}, box, swatch(object.classColor), object.name);
+    return make("label", {}, box, swatch(found.get(name).classColor), name);
   });
   $("classes").replaceChildren(...labels);
 }
@@ -111,7 +115,7 @@ export function showNumbers(panes) {
     row("spread, px", cells("field", (found) => fixed(found.summary?.radius, 1))),
     row("entropy, bits", cells("field", (found) => fixed(found.summary?.entropy, 1))),
     head("Saliency region"),
-    row("of the image", cells("region", (found) => percent(found.area, 1))),
+    row("of the image", cells("region", (found) => percent(found.area, found.area < 0.01 ? 2 : 1))),
     row("on the object", cells("region", (found) => percent(found.summary?.inside, 0))),
     row("error", cells("region", (found) => fixed(found.error, 3))),
   ];

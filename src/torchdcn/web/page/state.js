@@ -9,9 +9,10 @@ export const state = {
   name: "", // of the file
   panes: [], // one a network
   layer: "",
-  depth: 3,
+  depth: 3, // layers that samples are followed through
+  wishedDepth: 3, // the same, where there are so many
   score: 0.5,
-  hidden: new Set(), // classes
+  hidden: new Set(), // names of classes
   view: "objects",
   hover: null, // x, y in the picture
   cursor: null, // the same, for the keyboard
@@ -20,7 +21,7 @@ export const state = {
   busy: null, // which view is waited for
 };
 
-export const visible = (pane) => pane.objects.filter((o) => o.score >= state.score && !state.hidden.has(o.label));
+export const visible = (pane) => pane.objects.filter((o) => o.score >= state.score && !state.hidden.has(o.name));
 
 // A network's layer that corresponds to the chosen one: of the same name, or the last of the same stage.
 export function layersUpTo(pane) {
@@ -53,7 +54,7 @@ export function nodeOf(pane) {
   if (!state.pinned) return null;
   if (state.pinned.roi) return { roi: state.pinned.roi };
   const { layer, node } = positionAt(pane, state.pinned);
-  return { layer: layer.name, ...node };
+  return { layer: layer.node, ...node };
 }
 
 // What a network itself found there: the support is compared with it.
@@ -65,9 +66,17 @@ export function objectOf(pane) {
     const scored = visible(pane).map((object) => [overlap(object.box, pinned.roi), object]);
     return scored.filter(([iou]) => iou >= 0.5).sort((a, b) => b[0] - a[0])[0]?.[1] ?? null;
   }
-  const [column, row] = [Math.round(pinned.x), Math.round(pinned.y)];
-  const inside = ({ box, mask }) => (mask ? mask[row * state.picture.width + column] : column >= box[0]
-    && row >= box[1] && column < box[2] && row < box[3]);
+  return objectUnder(pane, pinned);
+}
+
+function objectUnder(pane, { x, y }) {
+  const [column, row] = [Math.round(x), Math.round(y)];
+  const inside = ({ box, mask, around }) => {
+    const [right, down] = [column - around.left, row - around.top];
+    if (right < 0 || down < 0 || right >= around.width || down >= around.height) return false;
+    return mask ? mask[down * around.width + right] === 1 : x + 0.5 >= box[0] && x + 0.5 < box[2]
+      && y + 0.5 >= box[1] && y + 0.5 < box[3];
+  };
   return visible(pane).find(inside) ?? null;
 }
 
@@ -98,7 +107,12 @@ export function sceneOf(pane) {
       scene.samples = samplesAt(pane, at);
       scene.place = pane.layers && positionAt(pane, at).centre;
       scene.box = null;
-    } else if (bins) scene.bins = bins;
+      const under = objectUnder(pane, at);
+      scene.objects = under ? [under] : []; // more outlines would be in the way
+    } else if (bins) {
+      scene.bins = bins;
+      scene.objects = [objectOf(pane)].filter(Boolean);
+    }
     return scene;
   }
   const object = objectOf(pane);
