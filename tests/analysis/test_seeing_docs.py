@@ -33,7 +33,7 @@ def test_its_pictures_and_scripts_are_there_and_its_commands_have_the_flags_they
     text = PAGE.read_text()
     pictures = re.findall(r"\]\((pictures/[^)]+)\)", text)
     scripts = re.findall(r"\b(docs/[\w/]+\.py)\b", text)
-    assert len(pictures) >= 3
+    assert len(pictures) >= 2
     assert scripts
     assert [name for name in pictures if not (PAGE.parent / name).is_file()] == []
     assert [name for name in scripts if not (PAGE.parents[1] / name).is_file()] == []
