@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,25 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path / "file.txt")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.txt.abc.txt", "file.txt"]
+
+
+WRITES_FOREVER = """
+import sys, torch
+from pathlib import Path
+from torchdcn.models.weights import WeightsInfo, write_weights
+info = WeightsInfo("faster_rcnn_r18_fpn", 1, {}, None, None, None)
+while True:
+    write_weights({"weight": torch.zeros(50_000_000)}, info, Path(sys.argv[1]))
+"""
+
+
+def test_leftovers_of_a_process_killed_while_it_wrote_weights_are_removed(tmp_path):
+    path = tmp_path / "last.safetensors"
+    writer = subprocess.Popen([sys.executable, "-c", WRITES_FOREVER, str(path)])
+    while writer.poll() is None and not list(tmp_path.glob(".*")):
+        time.sleep(0.001)
+    time.sleep(0.03)  # by now safetensors is writing to a file of its own naming; 200 MB take longer than that
+    writer.kill()
+    assert writer.wait() < 0
+    remove_leftovers(path)
+    assert not list(tmp_path.glob(".*"))

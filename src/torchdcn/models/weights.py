@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -103,16 +104,16 @@ def write_weights(tensors: Mapping[str, Tensor], info: WeightsInfo, path: Path) 
         OSError: It can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    # In a folder of our own, since safetensors writes a temporary file of a name of its own beside the one it is given.
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        save_file(dict(tensors), name, metadata={_METADATA: info_as_text(info)})
-        Path(name).chmod(0o666 & ~_umask())  # a temporary file is the owner's alone
-        Path(name).replace(path)
+        save_file(dict(tensors), folder / path.name, metadata={_METADATA: info_as_text(info)})
+        (folder / path.name).chmod(0o666 & ~_umask())  # a temporary file is the owner's alone
+        (folder / path.name).replace(path)
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -68,9 +69,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the temporary files that killed processes have left of :func:`write_atomically` for ``path``."""
-    for file in path.parent.glob(f".{path.name}.*"):
-        file.unlink(missing_ok=True)
+    """Removes what killed processes have left of :func:`write_atomically`, or of ``write_weights``, for ``path``."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path, argument: str) -> Path:
