@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h)
 demo: setup
 	$(BIN)/python -m torchdcn demo --out runs/demo
 
+# A process a core (four at most: each takes up to 3 GB), a thread each; a file's tests stay together for their fixtures.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Index arithmetic beyond 2^31 elements: half an hour, and 9 GB of memory; docs/large.md.
 test-large: setup
