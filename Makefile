@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-large lint bench wheel-check sanitize clean
+.PHONY: setup demo test test-large lint bench wheel-check sanitize emulate clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ wheel-check: setup
 # The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++), and a few calls under valgrind.
 sanitize: setup
 	$(BIN)/python tools/sanitize.py
+
+# The AVX-512 and AVX512-BF16 kernels in an emulator, Bochs; on Debian; downloads 100 MB the first time.
+emulate: setup
+	$(BIN)/python tools/emulate.py
 
 clean:
 	rm -rf build runs src/torchdcn/_C*.so $(STAMP)

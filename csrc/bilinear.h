@@ -61,8 +61,10 @@ struct Corners {
     }
   }
 
-  // The samples' channels [channel, channel + count), blended, as one row of a column matrix each.
-  void gather(int64_t samples, int64_t channel, int64_t count, A* columns, int64_t stride) const {
+  // The samples' channels [channel, channel + count), blended, as one row of a column matrix each. `Number` is A, or
+  // what the blend is rounded to.
+  template <class Number>
+  void gather(int64_t samples, int64_t channel, int64_t count, Number* columns, int64_t stride) const {
     constexpr int64_t lanes = kLanes<A>;
     const int64_t whole = count / lanes * lanes;
     for (int64_t i = 0; i < samples; ++i) {
@@ -70,7 +72,7 @@ struct Corners {
       const T *p0 = b.pixel[0] + channel, *p1 = b.pixel[1] + channel;
       const T *p2 = b.pixel[2] + channel, *p3 = b.pixel[3] + channel;
       const A w0 = b.weight[0], w1 = b.weight[1], w2 = b.weight[2], w3 = b.weight[3];
-      A* const column = columns + i * stride;
+      Number* const column = columns + i * stride;
       int64_t c = 0;
       if constexpr (std::is_same_v<T, BFloat16>)
         for (; c + 2 * lanes <= whole; c += 2 * lanes) {
@@ -86,7 +88,8 @@ struct Corners {
 
   // What whole vectors leave over: one more vector that overlaps them, or pieces of one. Apart, for else it would cost
   // every sample a dozen instructions.
-  __attribute__((noinline)) void gather_rest(int64_t samples, int64_t channel, int64_t count, A* columns,
+  template <class Number>
+  __attribute__((noinline)) void gather_rest(int64_t samples, int64_t channel, int64_t count, Number* columns,
                                              int64_t stride) const {
     if (count > kLanes<A>) return gather(samples, channel + count - kLanes<A>, kLanes<A>, columns + count - kLanes<A>, stride);
     for_few<A>(count, [&](auto n, int64_t first) {
@@ -95,7 +98,7 @@ struct Corners {
         const Blend& b = sample[i];
         Few sum = {};
         for (int q = 0; q < 4; ++q) sum += b.weight[q] * load_few<A, n>(b.pixel[q] + channel + first);
-        *reinterpret_cast<Few*>(columns + i * stride + first) = sum;
+        store_few<A, n>(columns + i * stride + first, sum);
       }
     });
   }

@@ -50,6 +50,10 @@ void deform_conv2d(Tensor input, Tensor offset, std::optional<Tensor> mask, Tens
                                    field<Sum<T>>(mask),
                                    static_cast<const T*>(weight.data_ptr()),
                                    view<T>(output)};
+#if defined(TORCHDCN_AVX512_BF16)
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (best_isa() == Isa::avx512_bf16) return avx512_bf16::forward(args);
+#endif
     TORCHDCN_DISPATCH(forward(args));
   });
 }

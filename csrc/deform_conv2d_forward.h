@@ -6,26 +6,33 @@
 
 constexpr int64_t kColumnBudget = 256;  // channels times taps gathered at a time, per pixel
 
-// Weight [Co, C / groups, kh, kw] as one packed matrix per group, of depth (tap, channel).
-template <class T>
-void pack_weight(const Problem& p, const T* weight, Sum<T>* packed) {
+// Weight [Co, C / groups, kh, kw] as one packed matrix per group, of depth (tap, element of channels).
+template <class T, class E>
+void pack_weight(const Problem& p, const T* weight, E* packed) {
   using A = Sum<T>;
-  constexpr int64_t lanes = kLanes<A>;
+  constexpr int64_t lanes = kLanes<A>, numbers = Element<E>::numbers;
   const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg, vectors = padded<A>(Og) / lanes;
+  const int64_t elements = element_count<E>(Cg), depth = K * elements;
   for_each_task(p.groups * vectors, [&](int64_t task) {
-    const int64_t g = task / vectors, o = task % vectors * lanes, column = o / kPanel<A> * kPanel<A>;
-    const Packed<A> to{packed + g * Packed<A>::size(Og, D), Og, D};
+    const int64_t g = task / vectors, o = task % vectors * lanes, column = o / kPanel<E> * kPanel<E>;
+    const Packed<E> to{packed + g * Packed<E>::size(Og, depth), Og, depth};
     const T* from = weight + (g * Og + o) * D;
-    const auto row = [&](int64_t d) { return to.at(column, d % K * Cg + d / K) + o - column; };
+    const auto put_depth = [&](int64_t d, Vector<A> v) {  // an element's numbers come in order
+      const int64_t tap = d % K, channel = d / K;
+      put(to.at(column, tap * elements + channel / numbers) + o - column, v, channel % numbers);
+    };
     int64_t d = 0;
     for (; o + lanes <= Og && d + lanes <= D; d += lanes) {
       Vector<A> block[lanes];
       for (int i = 0; i < lanes; ++i) block[i] = load(from + i * D + d);
       transpose<A>(block);
-      for (int i = 0; i < lanes; ++i) store(row(d + i), block[i]);
+      for (int i = 0; i < lanes; ++i) put_depth(d + i, block[i]);
     }
-    for (; d < D; ++d)
-      for (int64_t i = 0; i < lanes; ++i) row(d)[i] = o + i < Og ? A(from[i * D + d]) : A(0);
+    for (; d < D; ++d) {
+      A rest[lanes];
+      for (int64_t i = 0; i < lanes; ++i) rest[i] = o + i < Og ? A(from[i * D + d]) : A(0);
+      put_depth(d, load(rest));
+    }
   });
 }
 
@@ -60,38 +67,44 @@ void place_samples(const Problem& p, const Field<A>& offset, const Field<A>& mas
   samples.locate(count, p.H, p.W);
 }
 
-template <class T>
+template <class T, class E>
 struct ForwardTile {
   using A = Sum<T>;
-  Buffer<A> columns, sums;
+  Buffer<E> columns;
+  Buffer<A> sums;
   Samples<A> samples;
   Corners<A, T> corners;
-  const A* rows[kSamples];
+  const E* rows[kSamples];
 };
 
-// Everything that all tiles share.
-template <class T>
+// Everything that all tiles share. Columns and weights are multiplied as elements E.
+template <class T, class E>
 struct ForwardPlan {
   using A = Sum<T>;
   const ForwardArguments<T>& args;
   int64_t narrow;   // channels of a group, where these are narrow (narrow.h); then the problem's groups are one
-  const A* weight;  // packed
+  const E* weight;  // packed
   const T* nowhere;
   std::vector<Segment> segments;
   bool direct;      // sums go straight to the output
 
-  void run(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count) const;
-  void gather(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap, int64_t c0,
-              int64_t c1, A* columns, int64_t stride) const;
-  void multiply_taps(ForwardTile<T>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c, int64_t channels,
+  void run(ForwardTile<T, E>& tile, const T* image, int64_t n, int64_t first, int64_t count) const;
+  void gather(ForwardTile<T, E>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap, int64_t c0,
+              int64_t c1, E* columns, int64_t stride) const;
+  void multiply_taps(ForwardTile<T, E>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c, int64_t channels,
                      int64_t stride, Tile<A> out) const;
 };
 
-// One tap's columns, of channels [c0, c1) of every group of the convolution.
-template <class T>
-void ForwardPlan<T>::gather(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count, int64_t tap,
-                            int64_t c0, int64_t c1, A* columns, int64_t stride) const {
+// One tap's columns, of channels [c0, c1) of every group of the convolution. What they leave of an element is zero.
+template <class T, class E>
+void ForwardPlan<T, E>::gather(ForwardTile<T, E>& tile, const T* image, int64_t n, int64_t first, int64_t count,
+                               int64_t tap, int64_t c0, int64_t c1, E* columns, int64_t stride) const {
+  using Number = typename Element<E>::Number;
+  constexpr int64_t numbers = Element<E>::numbers;
   const Problem& p = args.problem;
+  if ((c1 - c0) % numbers)
+    for (int64_t g = 0; g < p.groups; ++g)
+      for (int64_t r = 0; r < count; ++r) columns[(g * kSamples + r) * stride + (c1 - c0) / numbers] = 0;
   int64_t planned = -1;
   for (const Segment& s : segments) {
     const int64_t begin = std::max(s.first, c0), end = std::min(s.first + s.count, c1);
@@ -101,15 +114,15 @@ void ForwardPlan<T>::gather(ForwardTile<T>& tile, const T* image, int64_t n, int
       place_samples(p, args.offset, args.mask, n, planned, tap, first, count, tile.samples);
       tile.corners.plan(tile.samples, count, image, nowhere, p.H, p.W, p.C);
     }
-    tile.corners.gather(count, s.group * p.group_in() + begin, end - begin,
-                        columns + s.group * kSamples * stride + begin - c0, stride);
+    Number* const to = reinterpret_cast<Number*>(columns + s.group * kSamples * stride) + begin - c0;
+    tile.corners.gather(count, s.group * p.group_in() + begin, end - begin, to, stride * numbers);
   }
 }
 
 // One tap after another, for narrow groups.
-template <class T>
-void ForwardPlan<T>::multiply_taps(ForwardTile<T>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c,
-                                   int64_t channels, int64_t stride, Tile<A> out) const {
+template <class T, class E>
+void ForwardPlan<T, E>::multiply_taps(ForwardTile<T, E>& tile, int64_t count, int64_t tap, int64_t taps, int64_t c,
+                                      int64_t channels, int64_t stride, Tile<A> out) const {
   const Problem& p = args.problem;
   for_narrow<A>(narrow, [&](auto n) {
     for (int64_t t = 0; t < taps; ++t) {
@@ -121,13 +134,16 @@ void ForwardPlan<T>::multiply_taps(ForwardTile<T>& tile, int64_t count, int64_t 
   });
 }
 
-template <class T>
-void ForwardPlan<T>::run(ForwardTile<T>& tile, const T* image, int64_t n, int64_t first, int64_t count) const {
+template <class T, class E>
+void ForwardPlan<T, E>::run(ForwardTile<T, E>& tile, const T* image, int64_t n, int64_t first, int64_t count) const {
+  constexpr int64_t numbers = Element<E>::numbers;
   const Problem& p = args.problem;
-  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * Cg;
-  const int64_t channels = std::min(Cg, std::max<int64_t>(1, kColumnBudget / p.groups));  // of each group at a time
-  const int64_t taps = std::min(K, std::max<int64_t>(1, kColumnBudget / p.C));           // at a time
-  const int64_t stride = taps * channels + kLanes<A>;  // a power of two would crowd into a few cache sets
+  const int64_t K = p.taps(), Cg = p.group_in(), Og = p.group_out(), D = K * element_count<E>(Cg);
+  // Channels of each group at a time, in whole elements but for the last; taps at a time.
+  const int64_t channels = std::min(Cg, std::max<int64_t>(1, kColumnBudget / p.groups / numbers) * numbers);
+  const int64_t taps = std::min(K, std::max<int64_t>(1, kColumnBudget / p.C));
+  // A power of two would crowd into a few cache sets.
+  const int64_t stride = taps * element_count<E>(channels) + kLanes<E>;
   const int64_t out_stride = direct ? p.Co : padded<A>(Og);
   tile.columns.resize(p.groups * kSamples * stride);
   if (!direct) tile.sums.resize(p.groups * kSamples * out_stride);
@@ -135,19 +151,22 @@ void ForwardPlan<T>::run(ForwardTile<T>& tile, const T* image, int64_t n, int64_
   for (int64_t k = 0; k < K; k += taps)
     for (int64_t c = 0; c < Cg; c += channels) {
       const int64_t run_taps = std::min(taps, K - k), run_channels = std::min(channels, Cg - c);
+      const int64_t elements = element_count<E>(run_channels);
       for (int64_t t = 0; t < run_taps; ++t)
-        gather(tile, image, n, first, count, k + t, c, c + run_channels, tile.columns.data() + t * run_channels, stride);
+        gather(tile, image, n, first, count, k + t, c, c + run_channels, tile.columns.data() + t * elements, stride);
       for (int64_t g = 0; g < p.groups; ++g) {
         for (int64_t r = 0; r < count; ++r) tile.rows[r] = tile.columns.data() + (g * kSamples + r) * stride;
         A* out = tile.sums.data() + g * kSamples * out_stride;
         if constexpr (std::is_same_v<A, T>)
           if (direct) out = args.output.at(n) + first * p.Co + g * Og;
-        if (narrow) {
-          multiply_taps(tile, count, k, run_taps, c, run_channels, stride, Tile<A>{out, out_stride});
-          continue;
-        }
-        const Packed<A> b{const_cast<A*>(weight) + g * Packed<A>::size(Og, D), Og, D};
-        multiply(tile.rows, count, b, k * Cg + c, run_taps * run_channels, Tile<A>{out, out_stride}, k > 0 || c > 0);
+        if constexpr (std::is_same_v<E, A>)
+          if (narrow) {
+            multiply_taps(tile, count, k, run_taps, c, run_channels, stride, Tile<A>{out, out_stride});
+            continue;
+          }
+        const Packed<E> b{const_cast<E*>(weight) + g * Packed<E>::size(Og, D), Og, D};
+        multiply(tile.rows, count, b, k * element_count<E>(Cg) + c / numbers, run_taps * elements,
+                 Tile<A>{out, out_stride}, k > 0 || c > 0);
       }
     }
   if (direct) return;
@@ -163,26 +182,18 @@ inline int64_t tile_size(const Problem& p) {
   return std::min(kSamples, ((P + tiles - 1) / tiles + kRows - 1) / kRows * kRows);
 }
 
-template <class T>
-void forward(const ForwardArguments<T>& given) {
+template <class T, class E>
+void forward_tiles(const ForwardArguments<T>& args, int64_t narrow, const E* weight) {
   using A = Sum<T>;
-  ForwardArguments<T> args = given;
-  const int64_t narrow = is_narrow<A>(given.problem) ? given.problem.group_in() : 0;
-  if (narrow) args.problem.groups = 1;  // that is how the columns are gathered
   const Problem& p = args.problem;
-  const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size, K = p.taps();
-  const Kept<A> packed(packed_memory<A>(), narrow ? K * padded<A>(p.C) * narrow : p.groups * Packed<A>::size(p.group_out(), K * p.group_in()));
-  if (narrow)
-    pack_narrow(args.weight, K, narrow, 0, p.C, false, packed.data(), padded<A>(p.C) * narrow);
-  else
-    pack_weight(p, args.weight, packed.data());
+  const int64_t P = p.out_pixels(), size = tile_size(p), tiles = (P + size - 1) / size;
   Buffer<T> nowhere(p.C);
   std::fill_n(nowhere.data(), p.C, T(0));
   const bool direct = std::is_same_v<A, T> && args.output.channels_last() && p.group_out() % kLanes<A> == 0;
-  const ForwardPlan<T> plan{args, narrow, packed.data(), nowhere.data(), segments(p), direct};
+  const ForwardPlan<T, E> plan{args, narrow, weight, nowhere.data(), segments(p), direct};
 
   const auto tile = [&](const T* image, int64_t n, int64_t t) {
-    thread_local ForwardTile<T> scratch;
+    thread_local ForwardTile<T, E> scratch;
     plan.run(scratch, image, n, t * size, std::min(size, P - t * size));
   };
   if (args.input.channels_last()) {
@@ -195,4 +206,24 @@ void forward(const ForwardArguments<T>& given) {
     image_to_rows(args.input, n, p.in_pixels(), p.C, image.data());
     for_each_task(tiles, [&](int64_t i) { tile(image.data(), n, i); });
   }
+}
+
+template <class T>
+void forward(const ForwardArguments<T>& args) {
+  using A = Sum<T>;
+  using E = typename ElementOf<T>::type;
+  const Problem& p = args.problem;
+  const int64_t K = p.taps();
+  if (is_narrow<A>(p)) {
+    const int64_t narrow = p.group_in(), tap_stride = padded<A>(p.C) * narrow;
+    const Kept<A> packed(packed_memory<A>(), K * tap_stride);
+    pack_narrow(args.weight, K, narrow, 0, p.C, false, packed.data(), tap_stride);
+    ForwardArguments<T> as_one = args;
+    as_one.problem.groups = 1;  // that is how the columns are gathered
+    return forward_tiles<T, A>(as_one, narrow, packed.data());
+  }
+  const int64_t depth = K * element_count<E>(p.group_in());
+  const Kept<E> packed(packed_memory<E>(), p.groups * Packed<E>::size(p.group_out(), depth));
+  pack_weight(p, args.weight, packed.data());
+  forward_tiles<T, E>(args, 0, packed.data());
 }

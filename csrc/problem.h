@@ -139,7 +139,7 @@ struct BackwardArguments {
   T* grad_weight;
 };
 
-// The kernels, compiled once per instruction set and chosen at run time (deform_conv2d.cpp).
+// The kernels, compiled once per instruction set and chosen at run time (tensors.h).
 #define TORCHDCN_DECLARE(isa)                                   \
   namespace isa {                                               \
   template <class T> void forward(const ForwardArguments<T>&);   \
@@ -149,6 +149,12 @@ TORCHDCN_DECLARE(portable)
 #if defined(__x86_64__)
 TORCHDCN_DECLARE(avx2)
 TORCHDCN_DECLARE(avx512)
+#if __has_include(<avx512bf16intrin.h>)
+#define TORCHDCN_AVX512_BF16
+namespace avx512_bf16 {
+template <class T> void forward(const ForwardArguments<T>&);  // T is bfloat16
+}
+#endif
 #endif
 
 // Uninitialised, aligned to a cache line; asks for huge pages where it is large, which spares page faults.

@@ -4,7 +4,8 @@
 template <class A>
 constexpr int kLanes = TORCHDCN_VECTOR_BYTES / sizeof(A);
 
-template <class A, int n = kLanes<A>>
+// Of numbers only, so that load() below is no error, but no candidate, for a pointer to anything else.
+template <class A, int n = kLanes<A>, class = std::enable_if_t<std::is_arithmetic_v<A>>>
 struct VectorOf {
   typedef A type __attribute__((vector_size(n * sizeof(A)), aligned(alignof(A)), may_alias));
 };
@@ -97,6 +98,17 @@ inline typename VectorOf<A, n>::type load_few(const T* from) {
     Few few;
     for (int i = 0; i < n; ++i) few[i] = A(from[i]);
     return few;
+  }
+}
+
+template <class A, int n, class T>
+inline void store_few(T* to, typename VectorOf<A, n>::type few) {
+  if constexpr (std::is_same_v<A, T>) {
+    *reinterpret_cast<decltype(few)*>(to) = few;
+  } else {
+    T narrow[n];
+    for (int i = 0; i < n; ++i) narrow[i] = T(few[i]);
+    std::memcpy(to, narrow, sizeof narrow);  // they may be read as something else (bfloat16.h)
   }
 }
 

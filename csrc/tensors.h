@@ -9,7 +9,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Numbers = std::vector<int64_t>;
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 // What this CPU has, or what TORCHDCN_ISA asks for, if it has that too.
 inline Isa best_isa() {
@@ -21,10 +21,14 @@ inline Isa best_isa() {
     if (found == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
       found = Isa::avx512;
+#if defined(TORCHDCN_AVX512_BF16)
+    if (found == Isa::avx512 && __builtin_cpu_supports("avx512bf16")) found = Isa::avx512_bf16;
+#endif
 #endif
     const char* asked = std::getenv("TORCHDCN_ISA");
     if (asked && !std::strcmp(asked, "portable")) found = Isa::portable;
     if (asked && !std::strcmp(asked, "avx2")) found = std::min(found, Isa::avx2);
+    if (asked && !std::strcmp(asked, "avx512")) found = std::min(found, Isa::avx512);
     return found;
   }();
   return best;
@@ -59,6 +63,7 @@ void for_dtype(const Tensor& input, Function&& function) {
 #if defined(__x86_64__)
 #define TORCHDCN_DISPATCH(call)                      \
   switch (best_isa()) {                              \
+    case Isa::avx512_bf16:                           \
     case Isa::avx512: return avx512::call;           \
     case Isa::avx2: return avx2::call;               \
     default: return portable::call;                  \

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "sanitize"
 COPY = PLACE / "src"
 LIBRARY = "_C.abi3.so"
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # The operators' tests but for those that start a compiler: that would inherit the sanitizer.
 TESTS = [
     *(f"tests/ops/test_deform_conv2d{part}.py" for part in ("", "_contract", "_layout", "_dtypes")),

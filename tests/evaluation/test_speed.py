@@ -188,5 +188,5 @@ def test_machine_names_the_processor_and_what_the_kernels_run_on() -> None:
     found = machine()
     assert found["CPU"]
     assert int(found["cores"]) >= 1
-    assert found["instruction set"].split()[0] in ("portable", "avx2", "avx512", "none:")
+    assert found["instruction set"].split()[0] in ("portable", "avx2", "avx512", "avx512_bf16", "none:")
     assert found["torch"] == torch.__version__

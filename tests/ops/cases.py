@@ -1,6 +1,7 @@
 """Cases of deformable convolution, and how two implementations are compared on them."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from torchdcn.ops import deform_conv2d
+from torchdcn.ops import deform_conv2d, instruction_set
+from torchdcn.ops.backends import INSTRUCTION_SETS
 
 NAMES = ("input", "offset", "mask", "weight")
 BACKENDS = ("reference", "cpp")
@@ -69,6 +71,7 @@ CASES = [
     Case("more channels than are gathered at once", C=600, Co=4, size=(4, 5)),
     Case("4 deformable groups", C=24, deform_groups=4),
     Case("groups that cross deformable groups", C=24, Co=9, groups=3, deform_groups=4),
+    Case("groups of 5 that cross deformable groups of 3", C=15, Co=9, groups=3, deform_groups=5),
     Case("depthwise", C=20, Co=20, groups=20, deform_groups=2),
     Case("depthwise, whole vectors", C=48, Co=48, groups=48),
     Case("groups of 2, 3 deformable groups", C=18, Co=18, groups=9, deform_groups=3),
@@ -85,6 +88,15 @@ FAR_CASES = [
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 each_backend = pytest.mark.parametrize("name", BACKENDS)
+each_instruction_set = pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+
+
+def skip_without(isa: str) -> None:
+    """For tests that start a process for one instruction set: the choice is made once, when the first kernel runs."""
+    if os.environ.get("TORCHDCN_ISA"):
+        pytest.skip("this is the process that was started for one instruction set")
+    if INSTRUCTION_SETS.index(isa) > INSTRUCTION_SETS.index(instruction_set()):
+        pytest.skip(f"this CPU has {instruction_set()} at most")
 
 
 def ours(case: Case, tensors: list[Tensor | None]) -> Tensor:

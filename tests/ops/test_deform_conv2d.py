@@ -13,7 +13,20 @@ from torch import Tensor
 
 from torchdcn.ops import backend, deform_conv2d
 
-from .cases import CASES, FAR_CASES, NAMES, Case, assert_like, each_backend, each_case, gradients, ours, torchvisions
+from .cases import (
+    CASES,
+    FAR_CASES,
+    NAMES,
+    Case,
+    assert_like,
+    each_backend,
+    each_case,
+    each_instruction_set,
+    gradients,
+    ours,
+    skip_without,
+    torchvisions,
+)
 
 
 @each_backend
@@ -239,6 +252,21 @@ def test_an_infinity_stays_in_its_group(width: int, name: str) -> None:
 
 
 @each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("C", [3, 33])
+def test_an_infinite_weight_of_the_last_channel_gives_no_nan(C: int, dtype: torch.dtype, name: str) -> None:
+    """AVX512-BF16 multiplies channels by twos: what an odd one is paired with is zero, and so is that one's weight."""
+    input = torch.ones(1, C, 5, 5, dtype=dtype)
+    weight = torch.ones(20, C, 1, 1, dtype=dtype)
+    weight[4, -1] = math.inf
+    with backend(name):
+        output = deform_conv2d(input, torch.zeros(1, 2, 5, 5), weight)
+    expected = torch.full((1, 20, 5, 5), float(C), dtype=dtype)
+    expected[:, 4] = math.inf
+    assert torch.equal(output, expected)
+
+
+@each_backend
 def test_a_pixel_off_the_map_counts_as_zero_even_beside_infinity(name: str) -> None:
     input = torch.zeros(1, 1, 3, 3)
     input[0, 0, 0, 0] = math.inf
@@ -280,12 +308,10 @@ def test_each_gradient_can_be_had_alone(wanted: tuple[int, ...]) -> None:
             assert leaf.grad is None
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@each_instruction_set
 def test_every_instruction_set_gives_the_reference_numbers(isa: str) -> None:
-    """In a process of its own: the choice is made once, when the first kernel runs."""
-    if os.environ.get("TORCHDCN_ISA"):
-        pytest.skip("this is the process that was started for one instruction set")
-    chosen = "instruction_set_is or equal_torchvisions or lower_precision"
+    skip_without(isa)
+    chosen = "instruction_set_is or equal_torchvisions or lower_precision or infinite_weight"
     here = str(Path(__file__).parent)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, here],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchdcn.ops import backend, deform_roi_pool, reference_roi
 
-from .cases import assert_like
+from .cases import assert_like, each_instruction_set, skip_without
 from .roi_cases import BOXES, CASES, Case, each_backend, each_case, gradients, one_by_one, ours, torchvisions
 
 VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors"
@@ -296,11 +296,9 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads() -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@each_instruction_set
 def test_every_instruction_set_agrees(isa: str) -> None:
-    """In a process of its own: the choice is made once, when the first kernel runs."""
-    if os.environ.get("TORCHDCN_ISA"):
-        pytest.skip("this is the process that was started for one instruction set")
+    skip_without(isa)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "kernels_agree", __file__],
         env=os.environ | {"TORCHDCN_ISA": isa},

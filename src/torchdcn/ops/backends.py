@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAMES = ("reference", "cpp", "triton")
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # in the order of csrc's enum
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")  # in the order of csrc's enum
 
 library = torch.library.Library("torchdcn", "DEF")
 """Every operator of this project is registered through this object."""
@@ -88,7 +88,7 @@ def instruction_set() -> str:
 
     Example:
         >>> from torchdcn.ops import available_backends, instruction_set
-        >>> available_backends()["cpp"] != "" or instruction_set() in ("portable", "avx2", "avx512")
+        >>> available_backends()["cpp"] != "" or instruction_set() in ("portable", "avx2", "avx512", "avx512_bf16")
         True
     """
     if reason := _load_cpp():
