@@ -1,6 +1,6 @@
 """The table and the picture of docs/training.md's nuclei: ``python docs/examples/nuclei_curves.py``.
 
-Reads ``metrics.jsonl`` of the four runs that stand there, and draws docs/pictures/nuclei.png.
+Reads ``metrics.jsonl`` of the runs that stand there, those that are there, and draws docs/pictures/nuclei.png.
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default="runs/nuclei-{}", help="Folder of a run.")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     given = parser.parse_args()
     figure = Figure(figsize=(11, 3.9), dpi=150, facecolor="white", layout="constrained")
     loss, box, mask = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     print("| network | box AP | box AP50 | box AP75 | mask AP | mask AP50 | mask AP75 |\n|---|---|---|---|---|---|---|")
     for (name, folder), color, style in zip(RUNS.items(), COLORS, ("-", "--", "-.", ":"), strict=True):
-        record = list(read_record(Path(given.runs.format(folder)) / "metrics.jsonl"))
+        file = Path(given.runs.format(folder)) / "metrics.jsonl"
+        if not file.exists():
+            continue
+        record = list(read_record(file))
         val = [line for line in record if line["kind"] == "val"]
         draw_losses(loss, [line for line in record if line["kind"] == "train"], name, color, style)
         for axes, kind in ((box, "bbox"), (mask, "segm")):
@@ -64,7 +68,7 @@ def main() -> None:
         axes.grid(axis="y", color="#dddddd", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
-    figure.savefig(PICTURE)
+    figure.savefig(given.picture)
 
 
 if __name__ == "__main__":
