@@ -87,12 +87,30 @@ def test_a_batch_may_have_no_share_for_this_process():
     assert batch == ([], [], [], [])
 
 
+def stop(pid):
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+
+
 def test_workers_outlive_the_signals_that_their_whole_group_gets():
     plan = epoch_plan(7, 1, seed=0, epoch=0)
     batches = load_batches(Noise(), plan, collate, workers=2)
     got = [next(batches)]
     for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGINT)
-        os.kill(child.pid, signal.SIGTERM)
+        stop(child.pid)
     assert len(got + list(batches)) == 7
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_outlive_them_while_they_start(monkeypatch):
+    start = multiprocessing.process.BaseProcess.start
+
+    def start_and_stop(process):
+        start(process)
+        stop(process.pid)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_and_stop)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert len(list(load_batches(Noise(), epoch_plan(7, 1, seed=0, epoch=0), collate, workers=2))) == 7
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     assert multiprocessing.active_children() == []

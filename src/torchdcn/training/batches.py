@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from .repeats import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from types import FrameType
 
     from torch import Tensor
 
     Sample = tuple[Tensor, dict[str, Any]]
     Collate = Callable[[Sequence[Sample]], tuple[list[Tensor], list[dict[str, Any]]]]
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 Draw = tuple[int, int]
 """One image of a batch: its index in the data set, and the seed of all that is drawn for it."""
@@ -101,6 +105,21 @@ def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001  # DataLo
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, outlive)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what came since the start was waiting
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals to stop wait: here until the end, and in processes that are started meanwhile until those are ready."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def load_batches(
@@ -134,7 +153,9 @@ def load_batches(
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # else it draws from the global one, which a resumed run would do once more
     )
-    for batch in loader:
+    with _signals_wait():
+        batches = iter(loader)
+    for batch in batches:
         for fault in batch.faults:
             if not skip or not isinstance(fault.error, (OSError, ValueError)):
                 raise fault.error
