@@ -1,7 +1,7 @@
-"""Makes the pictures of ``docs/serve.md``: ``.venv/bin/python docs/make_serve_pictures.py SCENE A B``.
+"""Makes the pictures of ``docs/serve.md``: ``.venv/bin/python docs/make_serve_pictures.py SCENE A B C``.
 
-SCENE is a picture; A and B are weights of ``mask_rcnn_r18_fpn_mdconv_c3-c5`` and of ``mask_rcnn_r18_fpn``, trained on
-synthetic scenes. Needs Chromium, as ``tests/web`` does.
+SCENE is a picture; A, B and C are weights of ``mask_rcnn_r18_fpn_mdconv_c3-c5``, of ``mask_rcnn_r18_fpn`` and of
+``mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool``, trained on synthetic scenes. Needs Chromium, as ``tests/web`` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 PICTURES = Path(__file__).parent / "pictures"
-DEFORMABLE, REGULAR = "mask_rcnn_r18_fpn_mdconv_c3-c5", "mask_rcnn_r18_fpn"
+DEFORMABLE, REGULAR, POOLING = (
+    "mask_rcnn_r18_fpn_mdconv_c3-c5",
+    "mask_rcnn_r18_fpn",
+    "mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool",
+)
 WAIT = 600_000
 MOST = 390 * 1024  # bytes of a picture
 
@@ -79,7 +83,7 @@ def save(page: Page, name: str, full: bool = False) -> None:
 
 
 def main() -> None:
-    scene, deformable, regular = sys.argv[1:]
+    scene, deformable, regular, pooling = sys.argv[1:]
     first = ("--model", DEFORMABLE, "--weights", deformable)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
@@ -93,16 +97,19 @@ def main() -> None:
                 page.locator(".pane canvas").click(position=best(page))
                 says(page, "are there")
                 save(page, "dark")
-            with page_with(browser, url, scene, 1280, 830) as page:
-                page.locator("#objects button").first.click()
-                says(page, "are there")
-                save(page, "bins")
             with page_with(browser, url, scene, 390, 844, device_scale_factor=2) as page:
                 page.locator("#objects button").first.click()
                 says(page, "are there")
                 page.locator("#views button[data-name=region]").click()
                 page.evaluate("scrollTo(0, 0)")
                 save(page, "phone")
+        with (
+            serving("--model", POOLING, "--weights", pooling) as url,
+            page_with(browser, url, scene, 1280, 830) as page,
+        ):
+            page.locator("#objects button").first.click()
+            says(page, "are there")
+            save(page, "bins")
         with (
             serving(*first, "--compare", f"{REGULAR}:{regular}") as url,
             page_with(browser, url, scene, 1280, 830) as page,

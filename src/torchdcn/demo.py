@@ -18,13 +18,13 @@ from .analysis import Node, sampling_locations
 from .data import CocoDetection, make_synthetic
 from .detector import Detector
 from .evaluation import evaluate, evaluate_detector, metrics_table
+from .files import make_folder, write_atomically
 from .images import load_image
 from .models import create_model
 from .plotting import draw_sampling_points, loss_curve
 from .report import Gallery, Report, write_report
 from .training import TrainConfig, read_record, train
 from .training.device import choose_device
-from .training.files import make_folder, write_atomically
 from .training.progress import counter
 
 if TYPE_CHECKING:

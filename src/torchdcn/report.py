@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .training.files import write_atomically
+from .files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

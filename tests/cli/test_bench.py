@@ -9,24 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchdcn.cli import main
 from torchdcn.evaluation.memory import can_measure
 from torchdcn.evaluation.speed import Shape
 
+VERB = ("bench",)
 TINY = ["--shape", "8x5x6", "--rounds", "1"]
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs ``torchdcn bench``; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["bench", *map(str, arguments)])
-        written = capsys.readouterr()
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 def rows(out):

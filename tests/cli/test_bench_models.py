@@ -4,31 +4,16 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from torchdcn.cli import main
 from torchdcn.evaluation.memory import can_measure
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+VERB = ("bench", "models")
 MODEL = "faster_rcnn_r18_fpn_mdconv_c3-c5"
 TINY = ["--models", MODEL, "--size", "64x96", "--rounds", "1", "--threads", "1"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
-    """Runs ``torchdcn bench models``; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["bench", "models", *map(str, arguments)])
-        written = capsys.readouterr()
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 def cells(out: str, label: str) -> list[str]:

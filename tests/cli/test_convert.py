@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from torchdcn.cli import main
 from torchdcn.interop import to_mmdet
 from torchdcn.models import create_model
 from torchdcn.models.weights import read_info, read_state_dict, save_weights
@@ -16,21 +15,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str, str]]
 
+VERB = ("convert",)
 MODEL = "faster_rcnn_r18_fpn_mdconv_c3-c5"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["convert", *map(str, arguments)])
-        written = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from torchdcn.cli import main
 from torchdcn.cli.explain import object_at
 from torchdcn.detections import Detections
 from torchdcn.models import create_model
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str, str]]
 
+VERB = ("explain",)
 MODEL, REGULAR = "faster_rcnn_r18_fpn_mdconv_c3-c5", "faster_rcnn_r18_fpn"
 FILES = {f"{n}.{k}" for n in ("sampling", "receptive-field", "saliency", "support") for k in ("png", "svg")}
 FILES |= {"explain.json", "report.html"}
@@ -27,20 +27,6 @@ SMALL: dict[str, Any] = {
     "deform_stages": ("c5",), "fpn_channels": 32, "box_head_channels": 32, "min_size": 64,
     "rpn_pre_nms_top_n_test": 40, "rpn_post_nms_top_n_test": 30, "box_detections_per_img": 10,
 }  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["explain", *map(str, arguments)])
-        written = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from torchdcn.cli import main
 from torchdcn.models import create_model
 from torchdcn.models.weights import save_weights
 
@@ -20,21 +19,8 @@ onnx = pytest.importorskip("onnx", reason='ONNX is an extra: pip install "torchd
 onnxruntime = pytest.importorskip("onnxruntime", reason='onnxruntime is an extra: pip install "torchdcn[onnx]"')
 pytest.importorskip("onnxscript", reason='onnxscript is an extra: pip install "torchdcn[onnx]"')
 
+VERB = ("export",)
 MODEL = "faster_rcnn_r18_fpn_mdconv_c3-c5"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["export", *map(str, arguments)])
-        written = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from torchdcn.cli import main
 from torchdcn.models import create_model
 from torchdcn.models.weights import save_weights
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., tuple[subprocess.Popen[str], int, str]]
 
+VERB = ("serve",)
 MODEL = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 SMALL: dict[str, Any] = {"fpn_channels": 32, "box_head_channels": 32, "mask_head_channels": (16,), "min_size": 64}
 
@@ -124,18 +124,6 @@ def test_it_warns_once_of_random_weights_and_once_of_strangers(start: Start, wei
 
 
 # --- Bad input: one line, the right exit code. ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def command(*arguments: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["serve", *map(str, arguments)])
-        written = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 def test_a_port_in_use_is_one_line(run: Callable[..., tuple[int, str, str]]) -> None:

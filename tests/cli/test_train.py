@@ -6,38 +6,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchdcn.cli import main
-from torchdcn.data import make_synthetic
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {
     "fpn_channels": 16, "box_head_channels": 16, "mask_head_channels": [8], "box_batch_size_per_image": 32,
     "rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 20,
 }  # fmt: skip
 SET = [flag for name, value in SMALL.items() for flag in ("--set", f"{name}={json.dumps(value)}")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return make_synthetic(tmp_path_factory.mktemp("scenes") / "coco", train=4, val=2, size=64, seed=0)
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 @pytest.fixture

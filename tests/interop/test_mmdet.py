@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,33 @@ def theirs(model: Any) -> dict[str, Tensor]:
     return to_mmdet(model)
 
 
-@pytest.mark.parametrize("config", KEYS)
-def test_names_and_shapes_are_exactly_those_of_mmdetection(config: str) -> None:
+def their_keys(config: str) -> list[tuple[str, list[int], str]]:
+    """Name, shape and dtype of all that mmdetection saves."""
     file = SHARED / "vectors" / "keys" / f"{config}.keys.json"
     if not file.is_file():
         pytest.skip(f"mmdetection's names are not here: {file}")
-    if KEYS[config] not in list_models():
-        pytest.skip(f"{KEYS[config]} is not there yet")
+    keys: list[tuple[str, list[int], str]] = json.loads(file.read_text())
+    return keys
+
+
+@pytest.mark.parametrize("config", KEYS)
+def test_names_and_shapes_are_exactly_those_of_mmdetection(config: str) -> None:
     with torch.device("meta"):
         state = to_mmdet(create_model(KEYS[config]))
-    expected = {key: (shape, dtype) for key, shape, dtype in json.loads(file.read_text())}
+    expected = {key: (shape, dtype) for key, shape, dtype in their_keys(config)}
     assert {key: (list(value.shape), str(value.dtype)) for key, value in state.items()} == expected
+
+
+@pytest.mark.parametrize("config", KEYS)
+def test_their_weights_fill_our_model_parameter_by_parameter(config: str) -> None:
+    keys = their_keys(config)
+    theirs = convert_mmdet({key: torch.empty(shape, device="meta") for key, shape, _ in keys})
+    with torch.device("meta"):
+        model = create_model(KEYS[config])
+    assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    fixed = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(math.prod(shape) for key, shape, _ in keys if not key.endswith(fixed))
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_there_and_back_is_bitwise_the_same(model: Any, theirs: dict[str, Tensor]) -> None:

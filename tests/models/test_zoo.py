@@ -140,6 +140,18 @@ def test_a_setting_that_cannot_be_names_itself(override: str, value: object):
         settings_of("mask_rcnn_r18_fpn", **{override: value})
 
 
+def test_a_larger_short_side_takes_the_longest_along_unless_that_is_given():
+    def sizes(**overrides):
+        settings = settings_of("faster_rcnn_r18_fpn", **overrides)
+        return settings.min_size, settings.max_size
+
+    assert sizes() == (256, 512)
+    assert sizes(min_size=800) == (800, 1600)
+    assert sizes(min_size=(320, 640)) == ((320, 640), 1280)
+    assert sizes(min_size=800, max_size=1000) == (800, 1000)
+    assert sizes(min_size=64) == (64, 512)  # a small one leaves room for long pictures
+
+
 def test_lists_as_json_has_them_mean_the_same_as_tuples():
     settings = settings_of("faster_rcnn_r18_fpn", min_size=[64, 96], anchor_sizes=[8, 16, 32, 64, 128])
     assert settings == settings_of("faster_rcnn_r18_fpn", min_size=(64, 96))

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -113,18 +114,19 @@ def torchvisions(case: Case, tensors: list[Tensor | None]) -> Tensor:
 
 
 def gradients(
-    function: Callable[[Case, list[Tensor | None]], Tensor],
-    case: Case,
+    function: Callable[[Any, list[Tensor | None]], Tensor],
+    case: Any,
     tensors: list[Tensor | None],
     cotangent: Tensor | None = None,
+    names: tuple[str, ...] = NAMES,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Output, gradients by name, and the random cotangent they were taken against."""
+    """Output, gradients by name, 0 of what has none, and the random cotangent they were taken against."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
     output = function(case, leaves)
     if cotangent is None:
         cotangent = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(1))
-    present = {name: leaf for name, leaf in zip(NAMES, leaves, strict=True) if leaf is not None}
-    found = torch.autograd.grad(output, list(present.values()), cotangent.to(output.dtype))
+    present = {name: leaf for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+    found = torch.autograd.grad(output, list(present.values()), cotangent.to(output.dtype), materialize_grads=True)
     return output.detach(), dict(zip(present, found, strict=True)), cotangent
 
 

@@ -1,7 +1,7 @@
 """Cases of deformable RoI pooling, and how two implementations are compared on them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from torchdcn.ops import deform_roi_pool
 
+from . import cases
+
 NAMES = ("input", "offset", "mask")
+gradients = partial(cases.gradients, names=NAMES)
 BACKENDS = ("reference", "cpp")
 
 BOXES = torch.tensor(
@@ -141,20 +144,3 @@ def _bilinear(image: Tensor, y: Tensor | float, x: Tensor | float) -> Tensor:  #
     above = image[:, top, left] * (left + 1 - x) + image[:, top, right] * (x - left)
     below = image[:, bottom, left] * (left + 1 - x) + image[:, bottom, right] * (x - left)
     return above * (top + 1 - y) + below * (y - top)
-
-
-def gradients(
-    function: Callable[[Case, list[Tensor | None]], Tensor],
-    case: Case,
-    tensors: list[Tensor | None],
-    cotangent: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Output, gradients by name, and the random cotangent they were taken against."""
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    output = function(case, leaves)
-    if cotangent is None:
-        cotangent = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(1))
-    present = {name: leaf for name, leaf in zip(NAMES, leaves, strict=True) if leaf is not None}
-    found = torch.autograd.grad(output, list(present.values()), cotangent.to(output.dtype), allow_unused=True)
-    zeros = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, present.values(), strict=True)]
-    return output.detach(), dict(zip(present, zeros, strict=True)), cotangent

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 from torchdcn.data import make_synthetic
 from torchdcn.training import TrainConfig
@@ -50,11 +49,8 @@ def config(scenes, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _always_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture

@@ -64,6 +64,15 @@ def test_a_recipe_fills_in_what_is_not_given():
 def test_a_published_recipes_ratio_of_sides_is_kept():
     config = TrainConfig(**NEEDED, recipe="1x", min_size=480)
     assert (config.min_size, config.max_size) == (480, 800)
+    assert TrainConfig(**NEEDED, recipe="1x", multi_scale=(640, 1400)).max_size == 1400
+    with pytest.raises(ValueError, match=r"^max_size: expected .* the largest of multi_scale, got 1333$"):
+        TrainConfig(**NEEDED, recipe="1x", multi_scale=(640, 1400), max_size=1333)
+
+
+def test_settings_read_from_a_file_equal_those_that_were_saved(tmp_path):
+    config = TrainConfig(**NEEDED, multi_scale=(64, 80), overrides={"mask_head_channels": (8, 8)})
+    config.save(tmp_path / "config.json")
+    assert TrainConfig.load(tmp_path / "config.json").to_dict() == config.to_dict()
 
 
 def test_a_warm_up_by_share_replaces_that_by_steps():

@@ -19,12 +19,12 @@ FROZEN = ("--set", "trainable_backbone_layers=0")  # quicker, where it doesn't m
 MODEL = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 
 
-@pytest.fixture(scope="module")
-def copies(scenes, tmp_path_factory):
-    """Six times the same picture to train on: whatever the share, each image has as many samples as the others."""
-    root = shutil.copytree(scenes, tmp_path_factory.mktemp("copies") / "coco")
+def copies_of_one(scenes, root, count=6):
+    """So many times the same picture to train on: whatever the share, each image has as many samples as the others."""
+    shutil.copytree(scenes, root)
     file = root / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
+    content["images"] = content["images"][:count]
     first = content["images"][0]
     objects = [each for each in content["annotations"] if each["image_id"] == first["id"]]
     content["annotations"] = [
@@ -35,6 +35,11 @@ def copies(scenes, tmp_path_factory):
     content["images"] = [image | {"file_name": first["file_name"]} for image in content["images"]]
     file.write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(scope="module")
+def copies(scenes, tmp_path_factory):
+    return copies_of_one(scenes, tmp_path_factory.mktemp("copies") / "coco")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,19 @@ def test_a_stopped_job_resumes_to_the_same_bits(jobs, copies, two, tmp_path):
     assert [line["step"] for line in read_record(out / "metrics.jsonl")] == [1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("hit", [(0, 1), (1,)], ids=["both", "the second"])
+def test_a_stop_during_an_evaluation_is_everyones(jobs, scenes, tmp_path, hit):
+    flags = {"epochs": 2, "batch_size": 1, "eval_every": 1}
+    stop = {"after_step": 3, "signals": {str(rank): signal.SIGTERM for rank in hit}}  # the first epoch's last step
+    run = jobs(scenes, tmp_path / "run", 2, *FROZEN, job=stop, **flags)
+    assert run["codes"] == [128 + signal.SIGTERM] * 2, run
+    assert "".join(run["err"]).count("Stopped at step") == 1
+    again = jobs(scenes, tmp_path / "run", 2, *FROZEN, resume=True, **flags)
+    assert again["codes"] == [0, 0], again
+    lines = read_record(tmp_path / "run" / "metrics.jsonl")
+    assert [line["epoch"] for line in lines if line["kind"] == "val"] == [1, 2]
+
+
 def test_the_number_of_processes_may_change_if_the_whole_batch_does_not(jobs, two, copies, tmp_path):
     out = shutil.copytree(two[1], tmp_path / "run")
     flags = {"model": MODEL, "epochs": 2, "flip": 0}
@@ -138,6 +156,18 @@ def test_a_process_without_an_image_of_its_own_weighs_nothing(jobs, scenes, tmp_
     assert alone["codes"] == [0], alone
     ours, theirs = (torch.tensor(losses(tmp_path / name)) for name in ("run", "alone"))
     torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)  # here the images have not all as many regions
+
+
+def test_the_gradient_weighs_images_alike_whoever_has_them(jobs, scenes, tmp_path):
+    """Of five images two processes have two each, and then one of them the fifth. SGD shows a gradient's size."""
+    data = copies_of_one(scenes, tmp_path / "five", count=5)
+    flags = ("--recipe", "1x", "--lr-batch", "0", "--warmup", "0", "--lr-drops", "", "--clip", "1")
+    for name, size in (("run", 2), ("alone", 1)):
+        run = jobs(data, tmp_path / name, size, *flags, epochs=1, batch_size=4 // size, flip=0, lr=0.02)
+        assert run["codes"] == [0] * size, run
+    two, one = (load_file(tmp_path / name / "last.safetensors") for name in ("run", "alone"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", [MODEL, "mask_rcnn_r18_fpn_mdpool", "faster_rcnn_r18_fpn"])

@@ -1,8 +1,10 @@
 import io
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from torchdcn.data import open_dataset
@@ -60,7 +62,7 @@ def test_resuming_with_other_settings_is_refused(config):
 
 def test_resuming_with_another_recipe_is_refused(config):
     train(config, console=quiet())
-    changes = {"lr": 1e-3, "offset_lr_factor": 1.0, "weight_decay": 0.0, "flip": 0.0, "lr_drops": (0.5,), "clip": 1.0}
+    changes = {"offset_lr_factor": 1.0, "weight_decay": 0.0, "flip": 0.0, "lr_drops": (0.5,), "mimic": True}
     for name, value in changes.items():
         with pytest.raises(ValueError, match=rf"^{name}: .* was trained with"):
             train(replace(config, **{name: value}), resume=True, console=quiet())
@@ -127,6 +129,65 @@ def test_bf16_trains_close_to_float32(config, tmp_path):
     train(replace(config, out=str(tmp_path / "bf16"), amp="bf16"), console=quiet())
     exact, rough = (read_record(tmp_path / run / "metrics.jsonl") for run in ("run", "bf16"))
     assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
+    assert rough[0]["loss"] != exact[0]["loss"]
+
+
+@pytest.fixture
+def fp16(config, monkeypatch):
+    """Settings of a run in float16, here allowed on the CPU: autocast and scaler are those of CUDA."""
+    monkeypatch.setattr("torchdcn.training.loop.find_device", lambda *_: torch.device("cpu"))
+    return replace(config, amp="fp16", clip=1e9)
+
+
+def scales(monkeypatch, start):
+    """Has every scaler begin with a scale."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        "torchdcn.training.setup.torch.amp.GradScaler",
+        lambda device, enabled: scaler(device, enabled=enabled, init_scale=start),
+    )
+
+
+def test_fp16_scales_its_loss_and_records_the_gradient_as_it_is(config, fp16, tmp_path, monkeypatch):
+    scales(monkeypatch, 16.0)
+    train(replace(fp16, out=str(tmp_path / "fp16")), console=quiet())
+    train(replace(config, clip=1e9), console=quiet())
+    exact, rough = (read_record(tmp_path / run / "metrics.jsonl") for run in ("run", "fp16"))
+    assert rough[0]["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.1)
+    assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
+    assert [line["passed_over"] for line in rough] == [0, 0, 0]
+    assert [line["scale"] for line in rough] == [16, 16, 16]
+
+
+def test_fp16_passes_over_steps_that_overflow_and_says_so(fp16, monkeypatch):
+    scales(monkeypatch, 2.0**40)
+    train(replace(fp16, log_every=2), console=quiet())
+    text = (Path(fp16.out) / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    first, last = read_record(Path(fp16.out) / "metrics.jsonl")
+    assert (first["passed_over"], last["passed_over"]) == (1, 1)
+    assert "gradient_norm" not in first
+    assert last["scale"] == 2.0**38  # as it was before the third step
+
+
+def test_fp16_that_overflows_for_ever_ends_the_run(fp16, monkeypatch):
+    scales(monkeypatch, 2.0**100)
+    monkeypatch.setattr("torchdcn.training.run.MOST_OVERFLOWS", 2)
+    with pytest.raises(FloatingPointError, match=r"^step 2: the gradient has not been finite for 2 steps, however"):
+        train(fp16, console=quiet())
+
+
+def test_fp16_resumes_to_the_same_bits(fp16, tmp_path, monkeypatch):
+    scales(monkeypatch, 2.0**40)
+    whole = replace(fp16, epochs=2, out=str(tmp_path / "whole"))
+    train(whole, console=quiet())
+    for epochs in (1, 2):
+        train(replace(fp16, epochs=epochs), resume=epochs == 2, console=quiet())
+    one, other = (read_record(tmp_path / run / "metrics.jsonl") for run in ("whole", "run"))
+    assert [line["scale"] for line in one] == [2.0 ** (40 - step) for step in range(6)]
+    assert [line["scale"] for line in other] == [line["scale"] for line in one]
+    assert [line["loss"] for line in other] == [line["loss"] for line in one]
 
 
 def test_fp16_without_cuda_is_refused(config):

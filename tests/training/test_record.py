@@ -75,7 +75,8 @@ def test_means_weigh_by_images_and_begin_anew():
 def test_an_earlier_run_is_moved_aside_and_kept(tmp_path):
     (tmp_path / "checkpoint.pt").write_text("precious")
     (tmp_path / "notes.txt").write_text("mine")
-    folder = RunFolder(tmp_path, resumed=False)
+    with RunFolder(tmp_path, resumed=False) as folder:
+        pass
     assert (folder.moved_to / "checkpoint.pt").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.moved_to.name, "notes.txt"])
 

@@ -1,6 +1,7 @@
 """What may happen to a run on its way."""
 
 import io
+import json
 import os
 import random
 import shutil
@@ -9,15 +10,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from torchdcn.cli.evaluator import Evaluator
 from torchdcn.data import open_dataset
+from torchdcn.detector import Detector
 from torchdcn.training import Interrupted, read_checkpoint, read_record, train
 from torchdcn.training.batches import epoch_plan
 from torchdcn.training.checkpoint import read_last_good
+from torchdcn.training.folder import RunFolder
 
 DEFORMABLE = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 SLOW = os.environ.get("TORCHDCN_SLOW_TESTS") == "1"
@@ -137,14 +142,71 @@ def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays(config, a
     assert [line["step"] for line in read_record(out / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_a_stop_during_evaluation_is_heard_at_once(config):
-    def evaluate(model):  # noqa: ARG001  # what train calls
-        ctrl_c()
-        pytest.fail("went on")
+def test_a_stop_during_evaluation_is_heard_before_the_next_image(config):
+    seen = []
+
+    def evaluate(model):
+        for name in ("one", "two"):
+            Detector(model)(np.zeros((64, 64, 3), np.uint8))
+            seen.append(name)
+            ctrl_c()
 
     with pytest.raises(Interrupted, match="step 3 of 3 and saved"):
         train(config, evaluate, console=quiet())
+    assert seen == ["one"]
     assert train(config, lambda _: {"bbox": {"AP": 0.5}}, resume=True, console=quiet()) == {"bbox": {"AP": 0.5}}
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for_and_none_is_made_twice(config):
+    config = replace(config, epochs=3, eval_every=1)
+    stops = [True]
+
+    def evaluate(model):
+        if stops:
+            stops.pop()
+            ctrl_c()
+        Detector(model)(np.zeros((64, 64, 3), np.uint8))
+        return {"bbox": {"AP": 0.5}}
+
+    with pytest.raises(Interrupted, match="step 3 of 9 and saved"):
+        train(config, evaluate, console=quiet())
+    for _ in range(2):
+        assert train(config, evaluate, resume=True, console=quiet()) == {"bbox": {"AP": 0.5}}
+        lines = read_record(Path(config.out) / "metrics.jsonl")
+        assert [line["epoch"] for line in lines if line["kind"] == "val"] == [1, 2, 3]
+
+
+def test_a_folder_is_one_runs_at_a_time(config, monkeypatch):
+    monkeypatch.setattr("torchdcn.training.folder.SECONDS_FOR_THE_LOCK", 0)
+    train(config, console=quiet())
+    files = {file: file.stat().st_mtime_ns for file in Path(config.out).iterdir()}
+    with RunFolder(Path(config.out), resumed=True):
+        for resume in (False, True):
+            with pytest.raises(OSError, match=rf"^out: {config.out} is another run's, which is still at work"):
+                train(replace(config, epochs=2), resume=resume, console=quiet())
+    assert {file: file.stat().st_mtime_ns for file in Path(config.out).iterdir()} == files
+    train(replace(config, epochs=2), resume=True, console=quiet())
+
+
+def test_a_resumed_run_wants_the_same_images(config, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    config = replace(config, data=str(data))
+    train(config, console=quiet())
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"] = [image for image in content["images"] if image["file_name"] != "000003.jpg"]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"^data: .*run was trained on 6 images, got 5 in .*train\.json; put"):
+        train(replace(config, epochs=2), resume=True, console=quiet())
+
+
+def test_a_terminal_shows_the_bar_of_an_evaluation_within_that_of_the_run(config):
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    train(config, Evaluator(config.data, "val", console), console=console)
+    assert "epoch 1/1" in console.file.getvalue()
+    assert "evaluating on val" in console.file.getvalue()
 
 
 def test_ctrl_c_twice_leaves_nothing_half_written(config, at_step):
@@ -160,7 +222,7 @@ def test_ctrl_c_twice_leaves_nothing_half_written(config, at_step):
 
 
 def test_an_unreadable_image_ends_the_run_with_its_name_and_nothing_left(config, tmp_path, damaged_data):
-    with pytest.raises(OSError, match=r"000003\.jpg"):
+    with pytest.raises(OSError, match=r"000003\.jpg.*; mend it, or go on without such images by --skip-bad-images$"):
         train(replace(config, data=str(damaged_data)), console=quiet())
     assert not (tmp_path / "run").exists()
 
@@ -180,6 +242,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config):
     with pytest.raises(FloatingPointError, match=rf"the last good checkpoint is {checkpoint}$"):
         train(replace(config, lr=1e30, warmup=0.0, checkpoint_every=1), console=quiet())
     assert read_checkpoint(checkpoint)["step"] == 1
+
+
+def test_a_run_whose_loss_went_astray_goes_on_at_a_lower_rate(config):
+    train(config, console=quiet())
+    longer = replace(config, epochs=2, eval_every=0)
+    with (
+        pytest.warns(UserWarning, match=r"^lr: .* was trained with 0\.0004 up to step 3, and goes on with 1e\+30$"),
+        pytest.raises(FloatingPointError, match=r"try a lower --lr than 1e\+30, with --resume; the last good"),
+    ):
+        train(replace(longer, lr=1e30), resume=True, console=quiet())
+    with pytest.warns(UserWarning, match=r"^clip: .* was trained with 5\.0") as warned:
+        train(replace(longer, lr=1e-4, clip=1.0), resume=True, console=quiet())
+    assert [str(each.message)[:4] for each in warned] == ["clip", "lr: "]
+    rates = [line["lr"] for line in read_record(Path(config.out) / "metrics.jsonl")]
+    assert rates[3:] == [1e-4, 1e-5, 1e-5]  # the drop is after four of the six steps
 
 
 def test_an_unreadable_image_costs_a_run_that_has_a_checkpoint_nothing(config, damaged_data):

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from torchdcn.training import Interrupted
 from torchdcn.training.signals import stop_requests
 
 
@@ -36,16 +35,16 @@ def test_the_first_one_is_answered_at_once(capfd):
     assert capfd.readouterr().err == "stopping\n"
 
 
-def test_where_all_is_saved_nobody_waits():
-    def leave(number):
-        return Interrupted("saved", number)
-
-    with stop_requests() as stop:
-        with pytest.raises(Interrupted) as caught, stop.at_once(leave):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert caught.value.signal == signal.SIGTERM
-        with pytest.raises(Interrupted), stop.at_once(leave):
-            pytest.fail("began although it was asked to stop")
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal sends SIGHUP here")
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed terminal", "nohup"])
+def test_a_closed_terminal_is_a_request_unless_nohup_has_it_ignored(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == (None if ignored else signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_put_back():

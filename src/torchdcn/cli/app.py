@@ -110,7 +110,7 @@ def _run(arguments: list[str], verbose: bool) -> int:
             _complain(f"{error.format_message()} (see {place} --help)")
             return USAGE
         if hasattr(error, "signal"):  # training.Interrupted, which is good news
-            if str(error):
+            if _first_process():
                 typer.echo(str(error), err=True)
             return 128 + int(error.signal)
         if getattr(error, "quiet", False):  # training.ToldElsewhere: another process tells it

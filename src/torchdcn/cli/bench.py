@@ -73,8 +73,8 @@ def ops(
     import torch
 
     from ..evaluation.speed import bench_operator, with_memory
+    from ..files import check_file
     from ..training.device import choose_device
-    from ..training.files import check_file
     from .bench_tables import show
 
     one_of(suite, SUITES, "--suite")
@@ -183,7 +183,7 @@ def _command(**options: Any) -> str:
 
 def _write(path: Path, found: Sequence[Measurement], rounds: int, command: str) -> None:
     from ..evaluation.speed import geometric_means, machine
-    from ..training.files import write_atomically
+    from ..files import write_atomically
 
     means = {}
     for training, name in ((False, "forward"), (True, "forward + backward")):

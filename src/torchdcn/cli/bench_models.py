@@ -44,9 +44,9 @@ def bench_models(
 
     from ..evaluation import models_bench as measuring
     from ..evaluation.speed import machine
+    from ..files import check_file, write_atomically
     from ..models.zoo import PUBLISHED
     from ..training.device import choose_device
-    from ..training.files import check_file, write_atomically
 
     pixels = _size(size)
     place = str(choose_device(device))

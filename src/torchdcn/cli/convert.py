@@ -27,10 +27,10 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Converts weights: a checkpoint of mmdetection to a file of ours, or back."""
+    from ..files import check_file, write_atomically
     from ..models import create_model
     from ..models.mmdet import some
     from ..models.weights import save_weights
-    from ..training.files import check_file, write_atomically
 
     if source.suffix not in SOURCES.get(out.suffix, ()):
         expected = "expected IN.pth OUT.safetensors or IN.safetensors OUT.pth"

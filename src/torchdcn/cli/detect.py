@@ -48,11 +48,11 @@ def detect(
 ) -> None:  # fmt: skip
     """Finds objects in pictures: draws them (--out) and writes them down (--json)."""
     from ..detector import Detector
+    from ..files import check_file, make_folder
     from ..images import load_image
     from ..models import create_model
     from ..nn.layout import channels_last
     from ..training.device import choose_device
-    from ..training.files import check_file, make_folder
     from ..training.progress import counter
 
     one_of(amp, AMP, "--amp")
@@ -89,7 +89,7 @@ def detect(
             screen.print(f"{path}: {summary(found, draw_threshold)}", soft_wrap=True, markup=False)
             progress(number, len(paths))
     if json_ is not None:
-        from ..training.files import write_atomically
+        from ..files import write_atomically
 
         write_atomically(json_, lambda file: file.write_text(json.dumps(results) + "\n", encoding="utf-8"))
         screen.print(f"{len(results)} detections in {json_}", markup=False)
@@ -184,7 +184,7 @@ def summary(found: Detections, threshold: float) -> str:
 def _save(path: Path, picture: NDArray[np.uint8], found: Detections, threshold: float) -> None:
     from PIL import Image
 
-    from ..training.files import write_atomically
+    from ..files import write_atomically
 
     drawn = found.draw(picture, score_threshold=threshold, scale=None)  # small pictures grow: tags must be readable
     write_atomically(path, lambda file: Image.fromarray(drawn).save(file))

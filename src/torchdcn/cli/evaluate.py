@@ -37,10 +37,10 @@ def evaluate(
     from ..detector import Detector
     from ..evaluation import class_table, evaluate_detector, metrics_table
     from ..evaluation import evaluate as evaluate_results
+    from ..files import make_folder
     from ..models import create_model
     from ..nn.layout import channels_last
     from ..training.device import choose_device
-    from ..training.files import make_folder
     from ..training.progress import counter
 
     one_of(amp, AMP, "--amp")
@@ -71,15 +71,15 @@ def evaluate(
 
 
 def _write(path: Path, text: str) -> None:
-    from ..training.files import write_atomically
+    from ..files import write_atomically
 
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
 
 def _draw(path: Path, kinds: Mapping[str, Evaluation]) -> None:
     from ..evaluation.coco import KINDS
+    from ..files import write_atomically
     from ..plotting import encode_png, precision_recall
-    from ..training.files import write_atomically
 
     curves = {KINDS[kind]: evaluation.precision for kind, evaluation in kinds.items()}
     names = list(next(iter(kinds.values())).per_class)

@@ -71,10 +71,10 @@ def explain(
     """
     import torch
 
+    from ..files import make_folder
     from ..images import load_image
     from ..models import create_model
     from ..training.device import choose_device
-    from ..training.files import make_folder
 
     if (at is None) == (roi is None):
         bad_usage("expected --at X,Y or --roi X1,Y1,X2,Y2, one of them")
@@ -267,8 +267,8 @@ def names_of(found: list[Explained]) -> list[str]:
 
 
 def _write(out: Path, picture: NDArray[np.uint8], found: list[Explained], error: float, image: str) -> None:
+    from ..files import write_atomically
     from ..plotting import figure_bytes, support_figure
-    from ..training.files import write_atomically
     from .explain_report import report_html
 
     supports = [_support(one, name) for one, name in zip(found, names_of(found), strict=True)]

@@ -21,7 +21,7 @@ from .weights import (
     name_classes,
     read_weights,
 )
-from .zoo import settings_of
+from .zoo import replaced, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,7 +127,7 @@ def _resolved(
         settings = settings_of(name, **saved)
     except (TypeError, ValueError) as error:
         raise ValueError(f"weights: the file's settings can't be used by this version: {error}") from error
-    settings = replace(settings, **overrides)
+    settings = replaced(settings, overrides)
     pretrained = state is not None or weights_backbone is not None
     if settings.norm is None:
         if state is not None:

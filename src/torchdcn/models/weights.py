@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..files import write_atomically
 from .mmdet import some
 from .settings import is_count
 from .torch_file import Inert, one_line, read_torch
@@ -103,23 +101,11 @@ def write_weights(tensors: Mapping[str, Tensor], info: WeightsInfo, path: Path) 
     Raises:
         OSError: It can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of our own, since safetensors writes a temporary file of a name of its own beside the one it is given.
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    metadata = {_METADATA: info_as_text(info)}
     try:
-        save_file(dict(tensors), folder / path.name, metadata={_METADATA: info_as_text(info)})
-        (folder / path.name).chmod(0o666 & ~_umask())  # a temporary file is the owner's alone
-        (folder / path.name).replace(path)
+        write_atomically(path, lambda file: save_file(dict(tensors), file, metadata=metadata))
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def info_of(model: Any) -> WeightsInfo:

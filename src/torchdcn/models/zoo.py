@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .settings import BACKBONES, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -155,4 +158,21 @@ def settings_of(name: str, **overrides: Any) -> Settings:
             raise TypeError(
                 f"{key}: not a setting of a model; did you mean {near!r}? The settings are {', '.join(known)}"
             )
-    return replace(MODELS[name], **overrides)
+    return replaced(MODELS[name], overrides)
+
+
+def replaced(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The settings with others in some places. A larger ``min_size`` alone takes ``max_size`` along in proportion.
+
+    Else the longest side would undo what was asked of the short one.
+
+    Example:
+        >>> from torchdcn.models.zoo import settings_of
+        >>> settings_of("faster_rcnn_r18_fpn").max_size, settings_of("faster_rcnn_r18_fpn", min_size=800).max_size
+        (512, 1600)
+    """
+    new = replace(settings, **overrides)
+    if "min_size" not in overrides or "max_size" in overrides:
+        return new
+    largest, before = (max(s) if isinstance(s, tuple) else s for s in (new.min_size, settings.min_size))
+    return replace(new, max_size=max(settings.max_size, round(settings.max_size * largest / before)))

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .repeats import repeated
+from .signals import STOPPING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     Sample = tuple[Tensor, dict[str, Any]]
     Collate = Callable[[Sequence[Sample]], tuple[list[Tensor], list[dict[str, Any]]]]
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 Draw = tuple[int, int]
 """One image of a batch: its index in the data set, and the seed of all that is drawn for it."""
@@ -103,8 +102,8 @@ def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001  # DataLo
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, outlive)
+    for number in STOPPING:
+        signal.signal(number, outlive if number == signal.SIGTERM else signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what came since the start was waiting
 
@@ -157,6 +156,12 @@ def load_batches(
         batches = iter(loader)
     for batch in batches:
         for fault in batch.faults:
-            if not skip or not isinstance(fault.error, (OSError, ValueError)):
+            of_reading = isinstance(fault.error, (OSError, ValueError))
+            if of_reading and not skip:
+                kind = OSError if isinstance(fault.error, OSError) else ValueError
+                raise kind(
+                    f"{fault.error}; mend it, or go on without such images by --skip-bad-images"
+                ) from fault.error
+            if not of_reading:
                 raise fault.error
         yield batch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from .files import write_atomically
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +53,7 @@ def save_checkpoint(
     config: dict[str, Any],
     random_states: list[dict[str, Any]] | None = None,
     job: list[str] | None = None,
+    images: dict[str, Any] | None = None,
 ) -> None:
     """Writes the state with all random number generators, whole or not at all.
 
@@ -65,6 +66,7 @@ def save_checkpoint(
         config: The run's settings, kept so that a resumed run can be compared with what it was started with.
         random_states: :func:`random_state` of every process of the run; by default of this one.
         job: The job that the run is of, if something starts it anew where it ends too soon.
+        images: What tells the training images from others.
 
     Raises:
         OSError: It can't be written; the older files are as they were.
@@ -74,6 +76,7 @@ def save_checkpoint(
         "version": VERSION,
         "config": config,
         "job": job,
+        "images": images,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict(),

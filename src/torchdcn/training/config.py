@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_atomically
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,10 @@ class TrainConfig:
             "multi_scale": (all(s >= 16 for s in self.multi_scale), "short sides of at least 16 pixels"),
             "repeat_factor_threshold": (0 <= self.repeat_factor_threshold <= 1, "a share of the images from 0 to 1"),
             "min_size": (self.min_size is None or self.min_size >= 16, "at least 16 pixels"),
-            "max_size": (self.max_size is None or self.max_size >= (self.min_size or 16), "at least min_size"),
+            "max_size": (
+                self.max_size is None or self.max_size >= max(self.min_size or 16, *self.multi_scale, 0),
+                "at least min_size and the largest of multi_scale",
+            ),
             "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
             "amp": (self.amp in AMP, " or ".join(map(repr, AMP))),
             "workers": (self.workers >= 0, "0 or more"),
@@ -135,8 +138,10 @@ class TrainConfig:
         recipe = dict(RECIPES.get(self.recipe, RECIPES["scratch"]))  # a name that is none is refused afterwards
         if self.warmup is not None:
             recipe["warmup_steps"] = 0  # they are two ways to say one thing
-        if self.min_size is not None and self.max_size is None and recipe["max_size"] is not None:
-            recipe["max_size"] = max(self.min_size, round(self.min_size * recipe["max_size"] / recipe["min_size"]))
+        if self.max_size is None and recipe["max_size"] is not None:
+            # In proportion to --min-size, and with room for the largest of --multi-scale.
+            short, ratio = self.min_size or recipe["min_size"], recipe["max_size"] / recipe["min_size"]
+            recipe["max_size"] = max(round(short * ratio), *self.multi_scale, short)
         for name, value in recipe.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -183,8 +188,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        lists = {"lr_drops": list(self.lr_drops), "multi_scale": list(self.multi_scale)}
-        return dataclasses.asdict(self) | lists | {"overrides": dict(self.overrides)}
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # tuples become lists
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

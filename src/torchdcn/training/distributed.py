@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from .signals import Interrupted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -96,15 +98,17 @@ class Processes:
 
         Raises:
             Exception: ``error``, on the first process that has one.
-            ToldElsewhere: On the others.
+            Interrupted: On the others, if that is what the first one has met.
+            ToldElsewhere: On the others, if it is anything else.
         """
-        texts = self.everyones(None if error is None else str(error))
-        if all(text is None for text in texts):
+        told = self.everyones(None if error is None else (str(error), getattr(error, "signal", None)))
+        teller = next((rank for rank, each in enumerate(told) if each is not None), None)
+        if teller is None:
             return
-        teller = next(rank for rank, text in enumerate(texts) if text is not None)
         if error is not None and teller == self.rank:
             raise error
-        raise ToldElsewhere(f"rank {teller}: {texts[teller]}")
+        text, signal = told[teller] or ("", None)
+        raise ToldElsewhere(f"rank {teller}: {text}") if signal is None else Interrupted(text, signal)
 
     @contextmanager
     def together(self) -> Iterator[None]:

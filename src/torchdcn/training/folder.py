@@ -1,4 +1,4 @@
-"""The folder of a run: checked before anything is written, and left clean by a run that came to nothing."""
+"""The folder of a run: one run's at a time, checked before anything is written, left clean by one that failed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import shutil
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from ..files import make_folder, remove_leftovers
 from . import checkpoint, record
-from .files import make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
 ATOMIC = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME)
+LOCK = ".lock"
+SECONDS_FOR_THE_LOCK = 10.0  # a killed run's workers may live on for as long, and hold it
 WRITTEN = (*ATOMIC, checkpoint.PREVIOUS, checkpoint.DAMAGED, "events.out.tfevents.*")
 
 
@@ -29,7 +31,7 @@ class RunFolder:
             into a folder of its own (``moved_to``), so that no run is ever lost by starting another.
 
     Raises:
-        OSError: The folder can't be made or written.
+        OSError: The folder can't be made or written, or another run is at work in it.
     """
 
     def __init__(self, path: Path, resumed: bool) -> None:
@@ -38,10 +40,31 @@ class RunFolder:
         self.existed = path.exists()
         self.moved_to: Path | None = None
         make_folder(path, "out")
-        for name in ATOMIC:
-            remove_leftovers(path / name)
-        if not resumed:
-            self._move_earlier()
+        self._lock()
+        try:
+            for name in ATOMIC:
+                remove_leftovers(path / name)
+            if not resumed:
+                self._move_earlier()
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _lock(self) -> None:
+        from filelock import FileLock, Timeout
+
+        self.lock = FileLock(self.path / LOCK)
+        try:
+            self.lock.acquire(timeout=SECONDS_FOR_THE_LOCK)
+        except Timeout:
+            raise OSError(
+                f"out: {self.path} is another run's, which is still at work; wait for it, stop it, or choose another "
+                "folder"
+            ) from None
+
+    def _unlock(self) -> None:
+        (self.path / LOCK).unlink(missing_ok=True)
+        self.lock.release()
 
     def _files(self) -> list[Path]:
         return sorted(file for pattern in WRITTEN for file in self.path.glob(pattern))
@@ -67,13 +90,18 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or self.saved or isinstance(error, FloatingPointError):
-            return
+        try:
+            if error is not None and not self.saved and not isinstance(error, FloatingPointError):
+                self._put_back()
+        finally:
+            self._unlock()
+        if not self.existed and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _put_back(self) -> None:
         for file in self._files():
             file.unlink()
         if self.moved_to is not None:
             for file in self.moved_to.iterdir():
                 shutil.move(file, self.path / file.name)
             self.moved_to.rmdir()
-        if not self.existed and not any(self.path.iterdir()):
-            self.path.rmdir()

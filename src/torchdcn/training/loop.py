@@ -77,7 +77,7 @@ def _train(
     with processes.together():
         device = find_device(config, processes)
     dataset = processes.in_turn(lambda: open_data(config, console))
-    saved = checkpoint_to_resume(config, processes, resume, console)
+    saved = checkpoint_to_resume(config, dataset, processes, resume, console)
     model = processes.in_turn(lambda: create(config, dataset)).to(device)
     with processes.together():
         if (check := getattr(evaluate, "check", None)) is not None:
@@ -89,10 +89,12 @@ def _train(
     state = start(model, steps, config, device, processes.rank, processes.size)
     with processes.together():
         if saved is not None:
+            rates = list(state.scheduler.base_lrs)
             restore(state, saved, processes.rank)
-            # The rates in the checkpoint are those of its own number of epochs.
-            for group, base in zip(state.optimizer.param_groups, state.scheduler.base_lrs, strict=True):
-                group["lr"] = base * lr_factor(state.step, steps, config)
+            # The rates in the checkpoint are those of its own --lr and number of epochs.
+            state.scheduler.base_lrs = rates
+            for group, base in zip(state.optimizer.param_groups, rates, strict=True):
+                group["initial_lr"], group["lr"] = base, base * lr_factor(state.step, steps, config)
     folder = record = None
     with ExitStack() as stack:
         with processes.together():

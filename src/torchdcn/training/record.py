@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .files import write_atomically
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +56,7 @@ class Record:
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
+            speed_estimate_period=600,  # a step of mimicking on a CPU may take longer than rich's own half a minute
         )
         self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
         self._began, self._first, self._printed = time.monotonic(), done, time.monotonic()
@@ -105,6 +106,11 @@ class Record:
             for name, value in figures.items():
                 self.events.add_scalar(f"val/{kind}/{name}", value, step)
 
+    def figures(self, step: int) -> dict[str, dict[str, float]]:
+        """What an evaluation after a step has given; nothing if there was none."""
+        lines = [line for line in read_record(self.path) if line["kind"] == "val" and line["step"] == step]
+        return {kind: figures for kind, figures in lines[-1].items() if isinstance(figures, dict)} if lines else {}
+
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Records pictures ``[H, W, 3]`` by name, for TensorBoard alone."""
         for name, picture in pictures.items():
@@ -144,6 +150,7 @@ class Means:
 
     def _clear(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)  # of images; a step need not have every value
         self._images, self._began = 0, time.perf_counter()
 
     def add(self, values: Mapping[str, float], images: int) -> None:
@@ -151,12 +158,13 @@ class Means:
         self._images += images
         for name, value in values.items():
             self._sums[name] += value * images
+            self._counts[name] += images
 
     def read(self) -> dict[str, float]:
         """The averages and ``images_per_s``, nothing if there were no images; begins anew."""
         if not self._images:
             return {}
-        means = {name: total / self._images for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
         means["images_per_s"] = self._images / (time.perf_counter() - self._began)
         self._clear()
         return means

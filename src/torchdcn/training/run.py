@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..files import write_atomically
 from . import checkpoint
 from .batches import Batch, Draw, epoch_plan, load_batches
 from .checkpoint import TrainState, random_state, save_checkpoint
 from .distributed import ToldElsewhere, job
-from .files import write_atomically
 from .record import Means
 from .repeats import dataset_factors
 from .sampling import seeded_samplers
+from .setup import images_of
 from .signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     Evaluate = Callable[[nn.Module], Metrics]
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_OVERFLOWS = 50
+"""Steps in a row. Each halves the scale: from torch's 65536 that is enough for any gradient that float16 can hold."""
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.saved = self.state.step > 0
+        self.overflows = 0
         self.factors = dataset_factors(self.dataset, self.config.repeat_factor_threshold)
         self.samplers = seeded_samplers(self.state.model)
         self.parallel = self.processes.parallel(self.state.model, self.device)
@@ -74,20 +78,29 @@ class Run:
     def to_the_end(self) -> Metrics:
         """All that is left of the run; the last figures on val."""
         metrics: Metrics = {}
-        evaluated = -1
         if self.state.step and self.folder is not None:
             with self._writing():  # a process that died between its two files has left the older one of this
                 self._save_weights()
-        while self.state.epoch < self.config.epochs:
+        # An earlier part of the run may have ended before the evaluation that was due, or after it.
+        known = self.processes.from_first(self.record.figures(self.state.step) if self.record is not None else {})
+        while True:
+            if self._evaluation_is_due():
+                metrics = known or self._evaluated()
+            if self.state.epoch == self.config.epochs:
+                break
             self._epoch()
-            if self.config.eval_every and self.state.epoch % self.config.eval_every == 0:
-                metrics, evaluated = self._evaluated(), self.state.epoch
-        if evaluated != self.state.epoch:
-            metrics = self._evaluated()
+            known = {}
         if self.state.skipped:
             names = "".join(f"\n  {why}" for why in self.state.skipped.values())
             self.console.print(f"Images skipped, {len(self.state.skipped)} in all:{names}", markup=False)
         return metrics
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether an epoch after which there is one has just ended."""
+        state, every = self.state, self.config.eval_every
+        if not state.step or state.batch:
+            return False
+        return state.epoch == self.config.epochs or (every > 0 and state.epoch % every == 0)
 
     def _epoch(self) -> None:
         """Trains on what is left of the epoch, and saves."""
@@ -190,12 +203,25 @@ class Run:
         state.scaler.scale(loss).backward()
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip or math.inf)
-        if not state.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler skips such a step by itself
-            raise self._not_finite(f"the gradient is not finite (norm {float(norm)})", batch.draws)
+        figures = {"loss": sum(values.values()), **values} | self._gradient(float(norm), batch.draws)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.scheduler.step()
-        return {"loss": sum(values.values()), **values, "gradient_norm": float(norm)}
+        return figures
+
+    def _gradient(self, norm: float, draws: list[Draw]) -> dict[str, float]:
+        """The norm to record. A scaler passes over a step without a finite one, and lowers its scale for the next."""
+        finite = math.isfinite(norm)
+        self.overflows = 0 if finite else self.overflows + 1
+        if not self.state.scaler.is_enabled():
+            if not finite:
+                raise self._not_finite(f"the gradient is not finite (norm {norm})", draws)
+            return {"gradient_norm": norm}
+        if self.overflows == MOST_OVERFLOWS:
+            what = f"the gradient has not been finite for {MOST_OVERFLOWS} steps, however small the scale of fp16, last"
+            raise self._not_finite(what, draws)
+        figures = {"passed_over": float(not finite), "scale": self.state.scaler.get_scale()}
+        return figures | ({"gradient_norm": norm} if finite else {})
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The model's losses of this process's images; of an empty picture where it has none, to weigh nothing."""
@@ -234,7 +260,7 @@ class Run:
         names = ", ".join(name for rank in self.processes.everyones(mine) for name in rank)
         message = (
             f"step {self.state.step + 1}: {what} on the images {names}; look at them, or try a lower --lr than "
-            f"{self.config.lr}; {self._kept()}"
+            f"{self.config.lr}{', with --resume' if self.saved else ''}; {self._kept()}"
         )
         return FloatingPointError(message) if self.processes.first else ToldElsewhere(message)
 
@@ -251,7 +277,7 @@ class Run:
             if self.folder is not None:
                 with self._writing():
                     path, config = self.folder.path / checkpoint.NAME, self.config.to_dict()
-                    save_checkpoint(path, self.state, config, random_states, job())
+                    save_checkpoint(path, self.state, config, random_states, job(), images_of(self.dataset))
                     self.folder.saved = True
                     self._save_weights()
         self.saved = True
@@ -281,22 +307,29 @@ class Run:
         message = (
             f"Stopped at step {self.state.step} of {self.steps} and saved; go on with the same command and --resume"
         )
-        return Interrupted(message if self.processes.first else "", signal)
+        return Interrupted(message, signal)
 
     def _evaluated(self) -> Metrics:
-        """The figures on val. All is saved by now, so that a request to stop need not wait."""
+        """The figures on val. All is saved by now, so that a request to stop waits for one image only."""
         if self.evaluate is None:
             return {}
         self.processes.share_statistics(self.state.model)
-        with self.stop.at_once(self._interrupted):
+        watch = self.state.model.register_forward_pre_hook(self._stop_if_asked)
+        try:
             metrics = self.evaluate(self.state.model)
+        finally:
+            watch.remove()
         if self.folder is not None and self.record is not None:
             path, text = self.folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n"
             with self._writing():
-                self.record.evaluation(self.state.epoch, self.state.step, metrics)
                 write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+                self.record.evaluation(self.state.epoch, self.state.step, metrics)
             self._show(self.record)
         return metrics
+
+    def _stop_if_asked(self, *_: Any) -> None:
+        if self.stop.signal is not None:
+            raise self._interrupted(self.stop.signal)
 
     def _show(self, record: Record) -> None:
         """Pictures for TensorBoard, if ``evaluate`` draws some; they must not end a run."""
@@ -304,9 +337,6 @@ class Run:
         if draw is None:
             return
         try:
-            with self.stop.at_once(self._interrupted):
-                record.pictures(self.state.step, draw(self.state.model))
-        except Interrupted:
-            raise
+            record.pictures(self.state.step, draw(self.state.model))
         except Exception as error:
             self.console.print(f"no pictures for TensorBoard: {error}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ FREE_TO_CHANGE = {"epochs", "out", "device", "workers", "eval_every", "log_every
     "skip_bad_images"
 }
 """The settings that a resumed run may have others of: they change nothing that is already trained."""
+CHANGE_WITH_A_WARNING = {"lr", "clip"}
+"""Those too, for a run whose loss went astray can't go on otherwise: to the bit it would do the same once more."""
 
 
 def on_cuda(config: TrainConfig) -> bool:
@@ -117,23 +120,32 @@ def tell_settings(config: TrainConfig, steps: int, processes: int, console: Cons
 
 
 def checkpoint_to_resume(
-    config: TrainConfig, processes: Processes, resume: bool, console: Console
+    config: TrainConfig, dataset: Any, processes: Processes, resume: bool, console: Console
 ) -> dict[str, Any] | None:
     """The checkpoint in ``config.out`` to go on from, if any: the first process reads it for all.
 
     Without ``resume`` there is one only where ``torchrun`` has restarted the very job that wrote it.
 
     Raises:
-        ValueError: It is of a run with other settings, where they matter for going on; or all there are are damaged.
+        ValueError: It is of a run with other settings, where they matter for going on, or with other images; or all
+            there are are damaged.
     """
     found = None
     with processes.together():
         if processes.first and (resume or job() is not None):
-            found = _last_good(config, processes, resume, console)
+            found = _last_good(config, dataset, processes, resume, console)
     return processes.from_first(found)
 
 
-def _last_good(config: TrainConfig, processes: Processes, resume: bool, console: Console) -> dict[str, Any] | None:
+def images_of(dataset: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of the training images: an epoch's plan counts them, and must mean the same ones."""
+    ids = repr(list(dataset.image_ids)).encode()
+    return {"count": len(dataset), "ids": hashlib.sha256(ids).hexdigest()}
+
+
+def _last_good(
+    config: TrainConfig, dataset: Any, processes: Processes, resume: bool, console: Console
+) -> dict[str, Any] | None:
     folder = Path(config.out)
     try:
         found = read_last_good(folder)
@@ -149,10 +161,21 @@ def _last_good(config: TrainConfig, processes: Processes, resume: bool, console:
     if not resume and not is_restart_of(content["job"]):
         return None
     _check_settings(content, config, processes.size, folder)
+    _check_images(content, dataset, folder)
     if warning:
         (folder / checkpoint.NAME).replace(folder / checkpoint.DAMAGED)  # it must not push out the good one
         warnings.warn(f"{warning} (the damaged file is now {checkpoint.DAMAGED})", stacklevel=2)
     return content
+
+
+def _check_images(content: dict[str, Any], dataset: Any, folder: Path) -> None:
+    then, now = content.get("images"), images_of(dataset)
+    if then not in (None, now):  # checkpoints had none at first
+        others = "others" if then["count"] == now["count"] else str(now["count"])
+        raise ValueError(
+            f"data: {folder} was trained on {then['count']} images, got {others} in {dataset.annotation_file}; put "
+            "those back (--skip-bad-images goes on without some), or train without --resume"
+        )
 
 
 def _check_settings(content: dict[str, Any], config: TrainConfig, processes: int, folder: Path) -> None:
@@ -166,7 +189,15 @@ def _check_settings(content: dict[str, Any], config: TrainConfig, processes: int
         )
     same = {"batch_size"} if (former, processes) != (1, 1) else set()
     for name in sorted(now.keys() - FREE_TO_CHANGE - same):
-        if then.get(name) != now[name]:
+        if then.get(name) == now[name]:
+            continue
+        if name in CHANGE_WITH_A_WARNING:
+            warnings.warn(
+                f"{name}: {folder} was trained with {then.get(name)!r} up to step {content['step']}, and goes on with "
+                f"{now[name]!r}",
+                stacklevel=2,
+            )
+        else:
             raise ValueError(
                 f"{name}: {folder} was trained with {then.get(name)!r}, got {now[name]!r}; resume with the same "
                 "settings, or train without --resume"

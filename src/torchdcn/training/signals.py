@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the loop asks between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a question that the loop asks between two steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a run to stop; Windows knows no SIGHUP, which a terminal sends when it is closed."""
 
 
 class Interrupted(Exception):  # noqa: N818  # nothing went wrong
@@ -26,29 +29,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._leave: Callable[[int], Exception] | None = None
-
-    @contextmanager
-    def at_once(self, leave: Callable[[int], Exception]) -> Iterator[None]:
-        """Within the block, where all is saved, a request raises ``leave(signal)``; so does one that came before."""
-        if self.signal is not None:
-            raise leave(self.signal)
-        self._leave = leave
-        try:
-            yield
-        finally:
-            self._leave = None
-
-    def note(self, number: int) -> None:
-        """Takes a request."""
-        self.signal = signal.Signals(number)
-        if self._leave is not None:
-            raise self._leave(number)
 
 
 @contextmanager
 def stop_requests(notice: str = "") -> Iterator[StopRequest]:
-    """Notes the first Ctrl-C or SIGTERM within the block instead of dying of it; a second one kills as usual.
+    """Notes the first of ``STOPPING`` within the block instead of dying of it; a second one kills as usual.
 
     Args:
         notice: Written to standard error at the first one.
@@ -57,8 +42,9 @@ def stop_requests(notice: str = "") -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # only there does Python let handlers be set
         yield request
         return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    hangup = getattr(signal, "SIGHUP", None)
+    watched = [n for n in STOPPING if n != hangup or before[n] != signal.SIG_IGN]  # nohup has it ignored, for good
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
         for each in watched:
@@ -67,7 +53,7 @@ def stop_requests(notice: str = "") -> Iterator[StopRequest]:
             signal.signal(each, signal.default_int_handler if ignored else before[each])
         with suppress(OSError):
             os.write(2, notice.encode())  # print could be in the middle of a line just now
-        request.note(number)
+        request.signal = signal.Signals(number)
 
     for number in watched:
         signal.signal(number, note)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchdcn.training.files import remove_leftovers, write_atomically
+from torchdcn.files import remove_leftovers, write_atomically
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path):
@@ -35,7 +35,7 @@ def test_the_file_and_its_name_are_on_disk_before_it_is_done(tmp_path, monkeypat
         pytest.skip("asks Linux what a handle is of")
     monkeypatch.setattr(os, "fsync", note)
     write_atomically(tmp_path / "file.txt", lambda file: file.write_text("new"))
-    assert synced[0].name.startswith(".file.txt.")
+    assert synced[0].parent.name.startswith(".file.txt.")
     assert synced[1] == tmp_path
 
 

@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Lets ``write`` fill a temporary file beside ``path`` and puts it in place only when it is complete and on disk.
+    """Lets ``write`` make a temporary file and puts it in ``path``'s place only when it is complete and on disk.
 
     A process that dies at any moment leaves the older file, or none, and never half of the new one.
 
     Args:
-        path: The file.
-        write: Called with the temporary file.
+        path: The file. Its folder is made if need be.
+        write: Called with the temporary file, of the same name in a folder of its own beside ``path``. (A writer may
+            have temporary files too: safetensors has.)
         keep: What the older file is called from then on, in the same folder; by default it is gone.
 
     Example:
-        >>> from torchdcn.training.files import write_atomically
+        >>> from torchdcn.files import write_atomically
         >>> write_atomically("/tmp/hello.txt", lambda file: file.write_text("hello"))
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = folder / path.name
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's own files are for the owner only
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that are the owner's alone
         if keep is not None and path.exists():
             _give_second_name(path, keep)
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _give_second_name(path: Path, name: Path) -> None:
@@ -69,7 +69,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes have left of :func:`write_atomically`, or of ``write_weights``, for ``path``."""
+    """Removes what killed processes have left of :func:`write_atomically` for ``path``."""
     for left in path.parent.glob(f".{path.name}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

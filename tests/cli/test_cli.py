@@ -7,31 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from torchdcn.cli import main
 from torchdcn.cli.detect import output_names
-from torchdcn.data import make_synthetic
 from torchdcn.models import create_model, list_models
 from torchdcn.models.weights import save_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = "mask_rcnn_r18_fpn"
 SMALL = {"fpn_channels": 16, "box_head_channels": 16, "mask_head_channels": [8], "box_batch_size_per_image": 32}
 SET = [flag for name, value in SMALL.items() for flag in ("--set", f"{name}={json.dumps(value)}")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    return make_synthetic(tmp_path_factory.mktemp("scenes") / "coco", train=4, val=2, size=64, seed=0)
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +37,6 @@ def picture(tmp_path):
     path.parent.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(path)
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command; gives its exit code, and what it wrote to both streams."""
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return caught.value.code, written.out, written.err
-
-    return command
 
 
 def train_flags(scenes, out, **flags):
