@@ -17,7 +17,7 @@ from PIL import Image
 from .analysis import Node, sampling_locations
 from .data import CocoDetection, make_synthetic
 from .detector import Detector
-from .evaluation import evaluate, evaluate_detector, metrics_table
+from .evaluation import evaluations_of, metrics_table
 from .files import make_folder, write_atomically
 from .images import load_image
 from .models import create_model
@@ -102,8 +102,9 @@ def run_demo(
     detector = Detector(create_model(MODEL, weights=weights), device=choose_device(device))
     dataset = CocoDetection(scenes, "val")
     with counter("evaluating", console) as progress:
-        metrics, results = evaluate_detector(detector, dataset, progress)
-    per_class = {kind: each.per_class for kind, each in evaluate(dataset.annotation_file, results).items()}
+        evaluations, _ = evaluations_of(detector, dataset, progress)
+    metrics = {kind: each.metrics for kind, each in evaluations.items()}
+    per_class = {kind: each.per_class for kind, each in evaluations.items()}
     _write_json(out / "metrics.json", metrics)
     console.print(metrics_table(metrics))
 

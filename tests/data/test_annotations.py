@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from torchdcn.data.annotations import faults, read_annotations
+from torchdcn.data.annotations import examined, read_annotations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Folder
+
+
+def faults(content: Any) -> list[str]:
+    return examined(content)[0]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     [
         ({"image_id": 99}, "annotation 1: its image_id 99 is not among the images"),
         ({"category_id": 5}, "annotation 1: its category_id 5 is not among the categories"),
-        ({"category_id": [3]}, "annotation 1: its category_id [3] is not among the categories"),
+        ({"category_id": [3]}, "annotation 1: expected category_id as an integer, got [3]"),
         ({"bbox": [1, 2, 3]}, "annotation 1: expected bbox as four numbers x, y, width, height, got [1, 2, 3]"),
         ({"bbox": [1, 2, float("nan"), 3]}, "annotation 1: expected bbox as four numbers"),
         ({"bbox": ["1", 2, 3, 4]}, "annotation 1: expected bbox as four numbers"),
@@ -69,9 +73,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 )
 def test_each_fault_is_named_with_the_annotations_id(folder: Folder, change: dict[str, Any], message: str) -> None:
     folder.add([[1, 1, 4, 1, 4, 4]])
-    assert list(faults(folder.content)) == []
+    assert faults(folder.content) == []
     folder.content["annotations"][0] |= change
-    found = list(faults(folder.content))
+    found = faults(folder.content)
     assert len(found) == 1
     assert message in found[0]
 
@@ -87,25 +91,49 @@ def test_each_fault_is_named_with_the_annotations_id(folder: Folder, change: dic
 )
 def test_faults_of_images_are_named(folder: Folder, name: str, change: dict[str, Any], message: str) -> None:
     folder.content[name][0] |= change
-    assert list(faults(folder.content)) == [message]
+    assert faults(folder.content) == [message]
 
 
 def test_missing_keys_and_repeated_ids_are_named(folder: Folder) -> None:
     folder.add(id=5)
     folder.add(id=5)
-    assert list(faults(folder.content)) == ["annotations: the id 5 is there twice"]
+    assert faults(folder.content) == ["annotations: the id 5 is there twice"]
     del folder.content["annotations"][1]["bbox"]
-    assert list(faults(folder.content)) == ["annotations[1] (id 5): the key bbox is missing"]
+    assert faults(folder.content) == ["annotations[1] (id 5): the key bbox is missing"]
     folder.content["annotations"][1] = 3
-    assert list(faults(folder.content)) == ["annotations[1]: expected a JSON object, got 3"]
+    assert faults(folder.content) == ["annotations[1]: expected a JSON object, got 3"]
+
+
+def test_entries_that_are_no_use_are_left_aside_and_the_others_are_judged(folder: Folder) -> None:
+    folder.content["images"].append({"id": 8, "file_name": "b.png", "width": "64", "height": 64})
+    folder.content["images"].append({"id": 9, "file_name": "c.png", "width": 12})
+    folder.content["categories"].append({"id": 5})
+    folder.add()
+    folder.add(bbox=[1, 2, 3])
+    folder.add({"size": [64, 64], "counts": [4096]}, image_id=8)
+    folder.add(image_id=9, category_id=5)
+    folder.add(category_id=6)
+    folder.add()
+    del folder.content["annotations"][5]["bbox"]
+    found, usable = examined(folder.content)
+    assert found == [
+        "images[2] (id 9): the key height is missing",
+        "categories[2] (id 5): the key name is missing",
+        "annotations[5] (id 6): the key bbox is missing",
+        "image 8: expected width and height as integers above 0, got '64' x 64",
+        "annotation 2: expected bbox as four numbers x, y, width, height, got [1, 2, 3]",
+        "annotation 5: its category_id 6 is not among the categories",
+    ]
+    ids = {name: [entry["id"] for entry in entries] for name, entries in usable.items()}
+    assert ids == {"images": [7], "categories": [44, 3], "annotations": [1, 3, 4, 5]}
 
 
 def test_all_faults_come_not_only_the_first(folder: Folder) -> None:
     folder.add(image_id=1)
     folder.add(category_id=1)
-    assert len(list(faults(folder.content))) == 2
+    assert len(faults(folder.content)) == 2
 
 
 def test_a_category_name_that_is_there_twice_is_a_fault(folder: Folder) -> None:
     folder.content["categories"].append({"id": 9, "name": "eel"})
-    assert list(faults(folder.content)) == ["categories: the name 'eel' is there 2 times (ids 3, 9)"]
+    assert faults(folder.content) == ["categories: the name 'eel' is there 2 times (ids 3, 9)"]

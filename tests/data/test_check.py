@@ -71,8 +71,61 @@ def test_all_faults_are_reported_at_once(folder: Folder) -> None:
         assert part in found
 
 
+def test_an_annotation_that_lacks_a_key_hides_no_other_fault(folder: Folder) -> None:
+    for number in range(3):
+        folder.add(bbox=(1, number, 4, 3))
+    folder.content["annotations"][1]["area"] = 0
+    del folder.content["annotations"][0]["bbox"]
+    folder.content["images"].append({"id": 8, "file_name": "b.png", "width": 12, "height": 8})
+    root = both(folder)
+    for name in ("a.png", "b.png"):
+        (root / "train" / name).write_bytes(b"not a picture")
+    report = check_folder(root)
+    found = [fault for fault in report.faults if "train" in fault]
+    parts = ("(id 1): the key bbox is missing", "annotation 2 on a.png: its area is 0", "a.png: can't", "b.png: can't")
+    assert len(found) == len(parts), found
+    assert all(part in fault for part, fault in zip(parts, found, strict=True))
+    assert "2 images, 2 objects (cup 2, eel 0)" in report.counts[0]
+
+
+def test_an_image_without_a_size_is_one_fault_and_the_others_are_told_too(folder: Folder) -> None:
+    folder.content["images"] += [
+        {"id": 8, "file_name": "b.png", "width": "12", "height": 8},
+        {"id": 9, "file_name": "c.png", "width": 12, "height": 8},
+    ]
+    folder.add({"size": [8, 12], "counts": [96]}, image_id=8)
+    folder.add(SQUARE, bbox=(2, 1, 0, 3))
+    root = both(folder)
+    (root / "train" / "c.png").unlink()
+    report = check_folder(root)
+    found = [fault for fault in report.faults if "train" in fault]
+    parts = ("image 8: expected width and height as integers above 0, got '12' x 8", "no width", "c.png: there is no")
+    assert len(found) == len(parts), found
+    assert all(part in fault for part, fault in zip(parts, found, strict=True))
+    assert not any("without annotations" in line for line in report.warnings)
+
+
+def test_classes_are_not_compared_with_those_that_a_fault_hides(folder: Folder) -> None:
+    folder.add()
+    folder.write("val")
+    del folder.content["categories"][1]["name"]
+    [fault] = check_folder(folder.write("train")).faults
+    assert "categories[1] (id 3): the key name is missing" in fault
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_train_without_objects_is_a_fault_and_val_a_warning(folder: Folder, crowd: bool) -> None:
+    if crowd:
+        folder.add(iscrowd=1)
+    report = check_folder(both(folder))
+    [fault] = report.faults
+    assert re.search(r"instances_train\.json: none of the 1 images .*/train/a\.png\) has an object", fault)
+    assert any(line.startswith("val: none of the 1 images") for line in report.warnings)
+
+
 def test_a_picture_of_another_size_is_a_fault(folder: Folder) -> None:
     folder.content["images"][0]["width"] = 13
+    folder.add()
     assert "12 x 8 pixels, its annotation says 13 x 8" in one_fault(folder)
 
 
@@ -92,6 +145,7 @@ def test_lists_that_are_missing_are_told_alone(folder: Folder) -> None:
 
 
 def test_a_class_of_val_that_train_has_not_is_a_fault(folder: Folder) -> None:
+    folder.add()
     folder.write("train")
     folder.content["categories"].append({"id": 50, "name": "fork"})
     root = folder.write("val")

@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as oracle
 from torch.utils.data import DataLoader
 
-from torchdcn.data import CocoDetection, collate, train_transforms
+from torchdcn.data import CocoDetection, collate, require_objects, train_transforms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +83,16 @@ def test_images_without_objects_stay(folder: Folder) -> None:
     assert target["masks"].shape == (0, 8, 12)
     assert target["labels"].shape == target["area"].shape == target["iscrowd"].shape == (0,)
     assert len(data[0][1]["labels"]) == 1
+
+
+def test_data_without_an_object_is_refused_where_some_are_needed(folder: Folder) -> None:
+    folder.add(uncompressed(MASK), iscrowd=1)
+    folder.add(POLYGON, bbox=[3, 2, 0, 4])
+    with pytest.raises(ValueError, match=r"train\.json: none of the 1 images .* has an object .*; look") as caught:
+        require_objects(CocoDetection(folder.write()))
+    assert "\n" not in str(caught.value)
+    folder.add(POLYGON)
+    require_objects(CocoDetection(folder.write()))
 
 
 def test_boxes_are_clipped_and_empty_ones_left_out(folder: Folder) -> None:

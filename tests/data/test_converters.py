@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import builtins
 import shutil
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from torchdcn.data import open_dataset
+from torchdcn.data import converters, open_dataset
 from torchdcn.data.check import check_folder
 from torchdcn.data.converters import kind_of_folder
 
@@ -120,7 +121,6 @@ def test_a_conversion_is_kept_until_a_label_changes(yolo: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.yaml", "names: [cup, eel]\n", "without pictures to train on; expected data.yaml"),
         ("data.yaml", "train: images\nnames: [cup, eel]\n", "there is no folder images"),
         ("data.yaml", "train: {\n", "data.yaml: not a YAML file"),
         ("data.yaml", "- a\n", "data.yaml: expected names"),
@@ -156,10 +156,62 @@ def test_a_converted_box_beyond_its_picture_is_named_with_the_picture(yolo: Path
     assert "reaches outside of its image of 40 x 20" in fault
 
 
-def test_a_listed_picture_that_is_missing_is_named(voc: Path) -> None:
+def test_pictures_and_labels_that_are_listed_in_vain_are_named_at_once(voc: Path) -> None:
+    open_dataset(voc, "train")
     (voc / "JPEGImages" / "b.png").unlink()
-    with pytest.raises(ValueError, match=r"train\.txt: names b, of which there is no picture"):
+    (voc / "Annotations" / "c.xml").unlink()
+    text(voc / "Annotations" / "a.xml", "<annotation>")
+    faults = check_folder(voc).faults
+    assert len(faults) == 3
+    assert faults[0] == f"{voc}/ImageSets/Main/train.txt: names b, of which there is no picture in {voc}/JPEGImages"
+    assert faults[1] == f"{voc}/ImageSets/Main/val.txt: names c, of which there is no c.xml in {voc}/Annotations"
+    assert "a.xml" in faults[2]
+    with pytest.raises(ValueError, match=r"train\.txt: names b, .*and 2 more: torchdcn train --check names all"):
         open_dataset(voc, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_not_there_is_said_of_the_folder_that_was_given(yolo: Path, voc: Path, split: str) -> None:
+    other = {"train": "val", "val": "train"}[split]
+    text(yolo / "data.yaml", f"{other}: {'train' if other == 'train' else 'valid'}/images\nnames: [cup, eel]\n")
+    (voc / "ImageSets" / "Main" / f"{split}.txt").unlink()
+    for folder, said in (
+        (
+            yolo,
+            f"{yolo}/data.yaml: names no folder with pictures for {split}; write one, as in {split}: {split}/images",
+        ),
+        (voc, f"{voc}: a Pascal VOC folder without pictures for {split}; expected ImageSets/Main/{split}.txt to name"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            open_dataset(folder, split)
+        assert str(caught.value).startswith(said)
+        assert any(fault.startswith(said) for fault in check_folder(folder).faults)
+        assert len(open_dataset(folder, other))
+
+
+def test_labels_in_a_folder_of_another_name_are_missed(yolo: Path) -> None:
+    (yolo / "train" / "labels").rename(yolo / "train" / "label")
+    [fault] = check_folder(yolo).faults
+    assert f"none of the 2 images (the first: {yolo}/train/images/a.png) has an object" in fault
+
+
+def test_masks_that_are_read_together_have_bounds(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text(yolo / "train" / "labels" / "a.txt", "")
+    lines = "1 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75\n" * 12
+    for number in range(20):
+        name = f"train/images/{number:02d}.png"
+        picture(yolo / name)
+        Image.open(yolo / name).resize((200, 200)).save(yolo / name)
+        text(yolo / "train" / "labels" / f"{number:02d}.txt", lines)
+    one = 12 * 200 * 200
+    monkeypatch.setattr(converters, "MASKS", 2 * one)
+    tracemalloc.start()
+    dataset = open_dataset(yolo, "train")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 * one
+    assert [len(dataset.labels(index)) for index in range(len(dataset))] == [12] * 20 + [0, 0]
+    assert dataset[19][1]["masks"][:, 60, 60].tolist() == [1] * 12
 
 
 def test_without_supervision_the_line_says_what_to_install(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,12 @@ def test_what_belongs_to_an_unusable_box_goes_with_it() -> None:
     assert len(target["iscrowd"]) == len(target["masks"]) == len(target["boxes"]) == 2
 
 
+def test_training_leaves_out_what_is_less_than_a_pixel_wide_or_high() -> None:
+    boxes = [[1.0, 2, 1.9, 7], [1, 2, 6, 2.9], [1, 2, 2, 3], [1, 2, 4, 7]]
+    assert train_transforms(horizontal_flip=0.0)(*sample(boxes))[1]["labels"].tolist() == [2, 3]
+    assert eval_transforms()(*sample(boxes))[1]["labels"].tolist() == [0, 1, 2, 3]
+
+
 def test_evaluation_keeps_every_object() -> None:
     _, target = eval_transforms()(*sample([[1.0, 2, 4, 7], [3, 3, 3.2, 6]]))
     assert len(target["boxes"]) == 2

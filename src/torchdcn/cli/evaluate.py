@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @verb(
     "eval",
-    example="torchdcn eval --data my/coco --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors --out runs/my",
+    example="torchdcn eval --data coco --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors --out runs/my/eval",
 )
 def evaluate(
     data: Annotated[str, typer.Option(help="Folder with annotations/, train/ and val/; or 'synthetic'.")],
@@ -30,18 +30,19 @@ def evaluate(
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
     amp: Amp = "none",
+    skip_bad_images: Annotated[bool, typer.Option(help="Leave out images that can't be read, and list them.")] = False,
     per_class: Annotated[bool, typer.Option(help="Show AP by class too.")] = True,
 ) -> None:
     """Evaluates weights on a data set: COCO box and mask AP."""
     from ..data import open_dataset
     from ..detector import Detector
-    from ..evaluation import class_table, evaluate_detector, metrics_table
-    from ..evaluation import evaluate as evaluate_results
+    from ..evaluation import class_table, evaluations_of, metrics_table
     from ..files import make_folder
     from ..models import create_model
     from ..nn.layout import channels_last
     from ..training.device import choose_device
     from ..training.progress import counter
+    from .evaluator import tell_skipped
 
     one_of(amp, AMP, "--amp")
     screen = console()
@@ -52,9 +53,12 @@ def evaluate(
     detector = Detector(network, device=choose_device(device), amp=amp)
     if out is not None:
         make_folder(out, "out")
+    skipped: dict[int, str] = {}
     with counter(f"evaluating on {split}", screen) as progress:
-        metrics, results = evaluate_detector(detector, dataset, progress)
-    kinds = evaluate_results(dataset.annotation_file, results, ["bbox", "segm"] if "segm" in metrics else ["bbox"])
+        skip_bad = skipped.__setitem__ if skip_bad_images else None
+        kinds, results = evaluations_of(detector, dataset, progress, skip_bad=skip_bad)
+    tell_skipped(skipped, len(dataset), screen)
+    metrics = {kind: evaluation.metrics for kind, evaluation in kinds.items()}
     by_class = {kind: evaluation.per_class for kind, evaluation in kinds.items()}
     screen.print(metrics_table(metrics))
     if per_class:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     import numpy as np
     from numpy.typing import NDArray
     from rich.console import Console
     from torch import nn
 
     from ..detector import Detector
+    from ..evaluation import Evaluation
 
 PICTURES = 4
 SCORE = 0.3
@@ -21,16 +24,17 @@ class Evaluator:
     """Evaluates a model on a split, with a progress bar and a table.
 
     The annotations are read now and held against the model before training (``check``), so that a fault in them doesn't
-    end a run of hours. The images are read only when they are evaluated.
+    end a run of hours. The images are read only when they are evaluated; with ``skip_bad`` those that can't be read are
+    left out.
     """
 
-    def __init__(self, data: str, split: str, out: Console) -> None:
+    def __init__(self, data: str, split: str, out: Console, *, skip_bad: bool = False) -> None:
         from ..data import open_dataset
         from ..training.progress import counter
 
-        self.split, self.out = split, out
-        self.results: list[dict[str, Any]] = []  # of the last evaluation, on the first process
-        self.kinds: list[Any] = []
+        self.split, self.out, self.skip_bad = split, out, skip_bad
+        self.evaluations: dict[str, Evaluation] = {}  # the last ones
+        self.skipped: dict[int, str] = {}  # images, on the first process
         with counter("drawing scenes", out) as progress:
             self.dataset = open_dataset(data, split, masks=False, progress=progress)
 
@@ -55,13 +59,19 @@ class Evaluator:
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """The figures, which it prints too."""
         from ..detector import Detector
-        from ..evaluation import evaluate_detector, metrics_table
+        from ..evaluation import evaluations_of, metrics_table
         from ..training.distributed import current
         from ..training.progress import counter
 
+        skipped: dict[int, str] = {}
+        skip_bad = skipped.__setitem__ if self.skip_bad else None
         with counter(f"evaluating on {self.split}", self.out) as progress:
-            metrics, self.results = evaluate_detector(Detector(model), self.dataset, progress, processes=current())
-        self.kinds = list(metrics)
+            self.evaluations, _ = evaluations_of(
+                Detector(model), self.dataset, progress, processes=current(), skip_bad=skip_bad
+            )
+        tell_skipped(skipped, len(self.dataset), self.out, told=self.skipped)
+        self.skipped |= skipped
+        metrics = {kind: evaluation.metrics for kind, evaluation in self.evaluations.items()}
         self.out.print(metrics_table(metrics))
         return metrics
 
@@ -85,7 +95,8 @@ class Evaluator:
         return {name: detections_grid(drawn, width=1200) for name, drawn in sheets.items() if drawn}
 
     def _shown(self) -> list[int]:
-        with_objects = [index for index in range(len(self.dataset)) if self.dataset.labels(index)]
+        seen = [index for index in range(len(self.dataset)) if index not in self.skipped]
+        with_objects = [index for index in seen if self.dataset.labels(index)]
         step = max(1, len(with_objects) // PICTURES)
         return with_objects[::step][:PICTURES]
 
@@ -112,8 +123,16 @@ class Evaluator:
 
     def summary(self) -> None:
         """Prints the last evaluation's figures by class."""
-        from ..evaluation import class_table, evaluate
+        from ..evaluation import class_table
 
-        if self.kinds:
-            found = evaluate(self.dataset.annotation_file, self.results, self.kinds)
-            self.out.print(class_table({kind: each.per_class for kind, each in found.items()}))
+        if self.evaluations:
+            self.out.print(class_table({kind: each.per_class for kind, each in self.evaluations.items()}))
+
+
+def tell_skipped(skipped: Mapping[int, str], images: int, out: Console, told: Collection[int] = ()) -> None:
+    """Names the images that an evaluation has left out, but for those that were told before."""
+    for index, why in skipped.items():
+        if index not in told:
+            out.print(f"skipped: {why}", markup=False, highlight=False, soft_wrap=True)
+    if skipped:
+        out.print(f"The figures leave out {len(skipped)} of {images} images, and what is annotated on them")

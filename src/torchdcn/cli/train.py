@@ -61,7 +61,7 @@ def _run(config: TrainConfig, resume: bool) -> None:
 
     with joined(on_cuda(config)) as processes:
         out = console(quiet=not processes.first)
-        evaluator = processes.in_turn(lambda: Evaluator(config.data, "val", out))
+        evaluator = processes.in_turn(lambda: Evaluator(config.data, "val", out, skip_bad=config.skip_bad_images))
         train(config, evaluator, resume=resume, console=out)
         if processes.first:
             evaluator.summary()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .coco import CocoDetection
+from .coco import CocoDetection, require_objects
 from .folders import coco_folder, synthetic_folder
 from .synthetic import make_synthetic
 from .transforms import collate, eval_transforms, train_transforms
@@ -19,6 +19,7 @@ __all__ = [
     "eval_transforms",
     "make_synthetic",
     "open_dataset",
+    "require_objects",
     "synthetic_folder",
     "train_transforms",
 ]
@@ -57,4 +58,4 @@ def open_dataset(
             ...
         FileNotFoundError: /nowhere: there is no such folder
     """
-    return CocoDetection(coco_folder(data, progress), split, transforms, crowds=crowds, masks=masks)
+    return CocoDetection(coco_folder(data, progress, split), split, transforms, crowds=crowds, masks=masks)

@@ -8,17 +8,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .annotations import faults as annotation_faults
-from .coco import find_split
-from .converters import LabelsError
+from .annotations import examined
+from .coco import find_split, no_objects
+from .converters import PICTURES, LabelsError
 from .folders import coco_folder
 from .images import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 SLACK = 1.0
 """Pixels that boxes and masks may reach beyond their image: labelling tools round."""
@@ -26,7 +26,6 @@ FEW = 10
 """Objects below which a class is said to have few."""
 MOST = 0.95
 """Share of all objects above which a class is said to have nearly all."""
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -49,11 +48,13 @@ class Report:
 def check_folder(data: str | Path, progress: Callable[[int, int], None] | None = None) -> Report:
     """Looks for all faults of a data set's splits ``train`` and ``val``; reads every image.
 
+    Entries of the annotations that can't be used are named, and the rest is checked and counted without them.
+
     Faults are: files that are missing, no pictures, or of another size than said; boxes that reach outside by more than
     a pixel or have no width or height; areas of 0; unknown categories and images; ids that are there twice; masks of
-    the wrong size, outside, or damaged; splits with different categories. Warnings are of classes with no or few
-    objects or with nearly all, of objects or images that are there twice (also one in train, one in val), of masks
-    that only some objects have, and of pictures that nobody has annotated.
+    the wrong size, outside, or damaged; splits with different categories; no object to train on. Warnings are of
+    classes with no or few objects or with nearly all, of objects or images that are there twice (also one in train, one
+    in val), of masks that only some objects have, and of pictures that nobody has annotated.
 
     Args:
         data: What ``--data`` takes.
@@ -71,20 +72,24 @@ def check_folder(data: str | Path, progress: Callable[[int, int], None] | None =
         []
     """
     report = Report()
-    try:
-        root = coco_folder(data, progress)
-    except LabelsError as error:
-        report.faults += error.faults
-        return report
-    except ValueError as error:  # a data.yaml that leads nowhere
-        report.faults.append(str(error))
-        return report
-    contents = {split: _check_split(root, split, report, progress) for split in ("train", "val")}
-    classes = {
-        split: {(entry["id"], str(entry["name"])) for entry in content["categories"]}
-        for split, content in contents.items()
-        if content is not None
-    }
+    classes = {}
+    for split in ("train", "val"):
+        try:
+            file, folder = find_split(coco_folder(data, progress, split), split)
+        except LabelsError as error:
+            report.faults += error.faults
+            return report
+        except ValueError as error:  # a data.yaml that leads nowhere
+            report.faults.append(str(error))
+            return report
+        except FileNotFoundError as error:
+            if not Path(data).is_dir():
+                raise
+            report.faults.append(str(error))
+            continue
+        found = _check_split(split, file, folder, report, progress)
+        if found is not None:
+            classes[split] = found
     if len(classes) == 2:
         # Training refuses a val with classes that train has not.
         alone = sorted(classes["val"] - classes["train"])
@@ -93,33 +98,29 @@ def check_folder(data: str | Path, progress: Callable[[int, int], None] | None =
 
 
 def _check_split(
-    root: Path, split: str, report: Report, progress: Callable[[int, int], None] | None
-) -> dict[str, Any] | None:
-    """The annotations of a split, if they can be read at all."""
-    try:
-        file, folder = find_split(root, split)
-    except FileNotFoundError as error:
-        if not root.is_dir():
-            raise
-        report.faults.append(str(error))
-        return None
+    split: str, file: Path, folder: Path, report: Report, progress: Callable[[int, int], None] | None
+) -> set[tuple[int, str]] | None:
+    """The classes of a split, if all of them can be told."""
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         report.faults.append(f"{file}: not a JSON file: {error}")
         return None
-    found = list(annotation_faults(content))
-    report.faults += [f"{file}: {fault}" for fault in found]
-    try:
-        report.faults += [f"{file}: {fault}" for fault in _geometry_faults(content)]
-        _check_images(split, content, folder, report, progress)
-        report.warnings += [f"{split}: {text}" for text in _suspicions(content, folder)]
-        report.counts.append(f"{file}: {_counts(content)}")
-    except (KeyError, TypeError, AttributeError):
-        if not found:
-            raise
-        return None  # so broken that nothing else can be judged, as the faults say
-    return content  # type: ignore[no-any-return]  # it had what was looked up in it
+    faults, usable = examined(content)
+    report.faults += [f"{file}: {fault}" for fault in faults]
+    if not usable:
+        return None
+    report.faults += [f"{file}: {fault}" for fault in _geometry_faults(usable)]
+    crowds = [entry for entry in usable["annotations"] if entry.get("iscrowd")]
+    if len(crowds) == len(content["annotations"]):
+        where, lines = (file, report.faults) if split == "train" else (split, report.warnings)
+        lines.append(f"{where}: {no_objects([folder / image['file_name'] for image in usable['images']])}")
+    _check_images(split, usable, folder, report, progress)
+    report.warnings += [f"{split}: {text}" for text in (*_suspicions(usable), *_unlisted(content, folder))]
+    report.counts.append(f"{file}: {_counts(usable)}")
+    if len(usable["categories"]) < len(content["categories"]):
+        return None
+    return {(category["id"], str(category["name"])) for category in usable["categories"]}
 
 
 def _counts(content: dict[str, Any]) -> str:
@@ -138,10 +139,7 @@ def _geometry_faults(content: dict[str, Any]) -> Iterator[str]:
     for entry in content["annotations"]:
         image = images.get(entry["image_id"])
         name = f"annotation {entry['id']}" + (f" on {image['file_name']}" if image else "")
-        try:
-            x, y, width, height = map(float, entry["bbox"])
-        except (TypeError, ValueError):
-            continue  # named already
+        x, y, width, height = entry["bbox"]
         if width <= 0 or height <= 0:
             yield f"{name}: its bbox {entry['bbox']} has no width or no height"
         elif "area" in entry and not entry["area"] > 0:
@@ -195,13 +193,12 @@ def _read(folder: Path, image: dict[str, Any]) -> tuple[str, bytes]:
         return str(error), b""
 
 
-def _suspicions(content: dict[str, Any], folder: Path) -> Iterator[str]:
+def _suspicions(content: dict[str, Any]) -> Iterator[str]:
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     entries = content["annotations"]
     objects = Counter(entry["category_id"] for entry in entries)
     if not entries:
-        yield "there are no objects"
-        return
+        return  # said already
     few = [f"{name} {objects[number]}" for number, name in names.items() if 0 < objects[number] < FEW]
     none = [name for number, name in names.items() if not objects[number]]
     if few:
@@ -211,7 +208,8 @@ def _suspicions(content: dict[str, Any], folder: Path) -> Iterator[str]:
     for number, name in names.items():
         if len(names) > 1 and objects[number] > MOST * len(entries):
             yield f"the class {name!r} has {objects[number]} of all {len(entries)} objects"
-    empty = len(content["images"]) - len({entry["image_id"] for entry in entries})
+    with_objects = {entry["image_id"] for entry in entries}
+    empty = sum(image["id"] not in with_objects for image in content["images"])
     if empty > len(content["images"]) / 2:
         yield f"{empty} of {_count(len(content['images']), 'image')} have no objects"
     seen: dict[Any, int] = {}
@@ -224,7 +222,10 @@ def _suspicions(content: dict[str, Any], folder: Path) -> Iterator[str]:
     if without and len(without) < len(entries):
         first = f"the first: annotation {without[0]}"
         yield f"{_count(len(without), 'object')} without a mask where others have one, {first}"
-    listed = {str(image["file_name"]) for image in content["images"]}
+
+
+def _unlisted(content: dict[str, Any], folder: Path) -> Iterator[str]:
+    listed = {str(image.get("file_name")) for image in content["images"] if isinstance(image, dict)}
     unlisted = [p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.name not in listed]
     if unlisted and not any("/" in name for name in listed):
         yield f"{_count(len(unlisted), 'picture')} in {folder} without annotations, as {min(unlisted)}"

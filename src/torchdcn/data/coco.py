@@ -17,7 +17,7 @@ from .annotations import read_annotations
 from .images import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -196,6 +196,32 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
                 name = f"{self.annotation_file}: annotation {self._ids[number]}"
                 raise ValueError(f"{name}: its mask can't be decoded: {error}") from None
         return masks
+
+
+def require_objects(dataset: CocoDetection) -> None:
+    """Sees to it that there is something to learn from.
+
+    Raises:
+        ValueError: No image has an object.
+
+    Example:
+        >>> import tempfile
+        >>> from torchdcn.data import make_synthetic, open_dataset, require_objects
+        >>> root = make_synthetic(tempfile.mkdtemp() + "/scenes", train=2, val=1, size=64, seed=1)
+        >>> require_objects(open_dataset(root, "train"))
+    """
+    if not any(dataset.labels(index) for index in range(len(dataset))):
+        pictures = [dataset.image_path(index) for index in range(len(dataset))]
+        raise ValueError(f"{dataset.annotation_file}: {no_objects(pictures)}")
+
+
+def no_objects(pictures: Sequence[Path]) -> str:
+    """Says that none of these pictures has an object, and where to look."""
+    first = f" (the first: {pictures[0]})" if pictures else ""
+    return (
+        f"none of the {len(pictures)} images{first} has an object (crowds are none), expected boxes; look whether "
+        "the labels are in their place (YOLO: the folder of the same path with labels for images)"
+    )
 
 
 def find_split(root: Path, split: str) -> tuple[Path, Path]:

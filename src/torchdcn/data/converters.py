@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of what is written: a change makes older conversions in the cache be passed over."""
 AT_ONCE = 32
-"""Images whose masks are in memory together."""
+"""Pictures that supervision reads together, at most: it parses data.yaml anew each time."""
+MASKS = 2**28
+"""Bytes of the masks that are read together. supervision gives each object one of the whole picture, a byte a pixel, so
+that the 20 objects of a picture of 12 megapixels take 240 MB, and twice that while it puts them into one array: this
+much is needed where a single picture has more."""
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what both of supervision's readers take
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
 
@@ -56,12 +60,12 @@ def kind_of_folder(root: Path) -> str | None:
         return "coco"
     if _yaml(root) is not None:
         return "yolo"
-    if any(_voc_pairs(root, split) for split in SPLITS):
+    if any(any(_voc_pairs(root, split)) for split in SPLITS):
         return "voc"
     return None
 
 
-def converted(root: Path, cache: Path, progress: Progress | None = None) -> Path:
+def converted(root: Path, cache: Path, progress: Progress | None = None, split: str = "train") -> Path:
     """A folder in COCO's format that stands for a YOLO or Pascal VOC folder; the pictures stay where they are.
 
     It is kept in the cache and used again as long as the files of the labels stay as they are.
@@ -75,25 +79,32 @@ def converted(root: Path, cache: Path, progress: Progress | None = None) -> Path
         root: The folder.
         cache: Where conversions are kept.
         progress: Called with (images converted, images in all).
+        split: The one that is needed; all that are there are converted.
 
     Raises:
-        LabelsError: Labels that can't be read; it names all of them.
-        ValueError: No ``train`` pictures, or a ``data.yaml`` that names no classes or folders.
+        FileNotFoundError: The folder has no pictures for the split.
+        LabelsError: Labels that can't be read, or pictures or labels that a list names and that are not there; it names
+            all of them.
+        ValueError: A ``data.yaml`` that names no classes, or folders that are not there.
         ImportError: supervision isn't installed.
     """
     kind = kind_of_folder(root)
-    sources = {split: _yolo_pairs(root, split) if kind == "yolo" else _voc_pairs(root, split) for split in SPLITS}
-    if not sources["train"]:
-        raise ValueError(f"{root}: a {_name(kind)} folder without pictures to train on; {_layout(kind)}")
+    sources: dict[str, Pairs] = {}
+    missing: list[str] = []
+    for each in SPLITS:
+        pairs, faults = (_yolo_pairs(root, each), []) if kind == "yolo" else _voc_pairs(root, each)
+        missing += faults
+        if pairs:
+            sources[each] = pairs
+    if split in SPLITS and split not in sources and not missing:
+        raise FileNotFoundError(_no_pictures(root, kind, split))
     target = cache / f"converted-v{VERSION}-{_fingerprint(root, kind, sources)}"
-    if target.is_dir():
+    if target.is_dir() and not missing:
         return target
-    if any(not entries for entries in sources.values()):
-        sources = {split: entries for split, entries in sources.items() if entries}
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converting-", dir=cache) as name:
         whole = Path(name) / "coco"
-        _write(root, kind, sources, whole, progress)
+        _write(root, kind, sources, whole, progress, missing)
         try:
             whole.replace(target)
         except OSError:  # another process was faster
@@ -106,10 +117,11 @@ def _name(kind: str | None) -> str:
     return {"yolo": "YOLO", "voc": "Pascal VOC"}.get(kind or "", "COCO")
 
 
-def _layout(kind: str | None) -> str:
+def _no_pictures(root: Path, kind: str | None, split: str) -> str:
     if kind == "yolo":
-        return "expected data.yaml to name the folders of pictures as train and val"
-    return "expected ImageSets/Main/train.txt to name them, or a folder train with pictures and .xml files"
+        return f"{_yaml(root)}: names no folder with pictures for {split}; write one, as in {split}: {split}/images"
+    places = f"ImageSets/Main/{split}.txt to name them, or a folder {' or '.join(SPLITS[split])}"
+    return f"{root}: a Pascal VOC folder without pictures for {split}; expected {places} with pictures and .xml files"
 
 
 def _fingerprint(root: Path, kind: str | None, sources: dict[str, Pairs]) -> str:
@@ -176,23 +188,28 @@ def _yolo_folders(root: Path, yaml: Path, split: str) -> list[Path]:
     return folders
 
 
-def _voc_pairs(root: Path, split: str) -> Pairs:
+def _voc_pairs(root: Path, split: str) -> tuple[Pairs, list[str]]:
+    """A split's pictures, and what its list names in vain."""
     annotations, images = root / "Annotations", root / "JPEGImages"
     for name in SPLITS[split]:
         listing = root / "ImageSets" / "Main" / f"{name}.txt"
         if listing.is_file() and annotations.is_dir() and images.is_dir():
             stems = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
             by_stem = {picture.stem: picture for picture in _pictures(images)}
-            missing = [stem for stem in stems if stem not in by_stem]
-            if missing:
-                raise LabelsError(
-                    [f"{listing}: names {stem}, of which there is no picture in {images}" for stem in missing]
-                )
-            return [(by_stem[stem], annotations / f"{stem}.xml") for stem in stems]
+            pairs, faults = [], []
+            for stem in stems:
+                picture, label = by_stem.get(stem), annotations / f"{stem}.xml"
+                if picture is None:
+                    faults.append(f"{listing}: names {stem}, of which there is no picture in {images}")
+                elif not label.is_file():  # a picture without objects has one too
+                    faults.append(f"{listing}: names {stem}, of which there is no {label.name} in {annotations}")
+                else:
+                    pairs.append((picture, label))
+            return pairs, faults
         folder = root / name
         if folder.is_dir() and any(folder.glob("*.xml")):
-            return [(picture, picture.with_suffix(".xml")) for picture in _pictures(folder)]
-    return []
+            return [(picture, picture.with_suffix(".xml")) for picture in _pictures(folder)], []
+    return [], []
 
 
 def _supervision(kind: str | None) -> Any:
@@ -213,14 +230,15 @@ def _write(
     sources: dict[str, Pairs],
     target: Path,
     progress: Progress | None,
+    missing: list[str],
 ) -> None:
-    """Writes the annotation files of all splits, with one list of classes."""
+    """Writes the annotation files of all splits, with one list of classes, if nothing is missing or wrong."""
     done, total = 0, sum(map(len, sources.values()))
     names: list[str] = []
-    faults: list[str] = []
+    faults = [*missing]
     found: dict[str, list[Labelled]] = {split: [] for split in sources}
     for split, pairs in sources.items():
-        for chunk in (pairs[i : i + AT_ONCE] for i in range(0, len(pairs), AT_ONCE)):
+        for chunk in _chunks(pairs):
             for each in _read(root, kind, chunk):
                 if isinstance(each, str):
                     faults.append(each)
@@ -239,6 +257,32 @@ def _write(
         (target / split).mkdir()
         text = json.dumps(_coco(images, names))
         (target / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
+
+
+def _chunks(pairs: Pairs) -> Iterator[Pairs]:
+    """Pictures to be read together, so few that their masks fit into ``MASKS``, or one."""
+    chunk: Pairs = []
+    total = 0
+    for picture, label in pairs:
+        size = _mask_bytes(picture, label)
+        if chunk and (len(chunk) == AT_ONCE or total + size > MASKS):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append((picture, label))
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _mask_bytes(picture: Path, label: Path) -> int:
+    """What the masks of a picture take at most: its labels have an object in each line, or fewer."""
+    if not label.is_file():
+        return 0
+    try:
+        width, height = _size(picture)
+    except ValueError:  # told when it is read
+        return 0
+    return width * height * (label.read_bytes().count(b"\n") + 1)
 
 
 def _read(root: Path, kind: str | None, pairs: Pairs) -> list[Labelled | str]:

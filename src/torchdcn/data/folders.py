@@ -16,21 +16,23 @@ DEFAULT = {"train": 600, "val": 100, "size": 160, "seed": 0, "difficulty": 0.3}
 """The settings of the data set called ``synthetic``: those of :func:`make_synthetic` without arguments."""
 
 
-def coco_folder(data: str | Path, progress: Callable[[int, int], None] | None = None) -> Path:
+def coco_folder(data: str | Path, progress: Callable[[int, int], None] | None = None, split: str = "train") -> Path:
     """The folder of a data set in COCO's format: the one given, the embedded one, or a converted one from the cache.
 
     Args:
         data: A folder, or ``"synthetic"``.
         progress: Called with (done, in all) where scenes are drawn or annotations converted.
+        split: The one that is needed.
 
     Raises:
+        FileNotFoundError: A YOLO or Pascal VOC folder without that split.
         ValueError: A YOLO or Pascal VOC folder that can't be converted.
         ImportError: It is such a folder, and supervision isn't installed.
     """
     if str(data) == "synthetic":
         return synthetic_folder(progress)
     kind = kind_of_folder(Path(data))
-    return Path(data) if kind in (None, "coco") else converted(Path(data), _cache(), progress)
+    return Path(data) if kind in (None, "coco") else converted(Path(data), _cache(), progress, split)
 
 
 def _cache() -> Path:

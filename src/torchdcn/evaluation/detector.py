@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..data.images import read_image
-from .coco import IouType, evaluate_coco, ground_truth_for, images_by_id, read_ground_truth
+from .coco import Evaluation, IouType, evaluate, ground_truth_for, images_by_id, read_ground_truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +29,13 @@ class CocoFolder(Protocol):
     def image_path(self, index: int) -> Path:
         """The file of the ``index``-th image."""
         ...
+
+
+class _Part(NamedTuple):
+    """What one process has found, by the images' index."""
+
+    found: dict[int, tuple[bool, list[dict[str, Any]]]]  # whether the detector gives masks, and the results
+    bad: dict[int, str]  # why an image can't be read
 
 
 class Processes(Protocol):
@@ -62,10 +69,12 @@ def evaluate_detector(
     progress: Callable[[int, int], None] | None = None,
     iou_types: Sequence[IouType] | None = None,
     processes: Processes | None = None,
+    skip_bad: Callable[[int, str], None] | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Runs a detector over every image of a data set and compares what it finds with the annotations.
 
-    Images are read as the data set reads them: in the orientation of their annotations, whatever EXIF says.
+    Images are read as the data set reads them: in the orientation of their annotations, whatever EXIF says. See
+    :func:`evaluations_of` for more than the figures.
 
     Args:
         detector: A :class:`torchdcn.Detector`, or any function from ``[H, W, 3]`` uint8 to ``Detections``.
@@ -74,6 +83,9 @@ def evaluate_detector(
         progress: Called with (images done, images in all) after each image.
         iou_types: By default "bbox", and "segm" if the detector gives masks.
         processes: Others that call this at the same time: each looks at its share of the images.
+        skip_bad: Passes over images that can't be read, and leaves their annotations out too: the figures are those of
+            the data set without them. Called with the index and the reason of each when all have been seen, with
+            ``processes`` on the first one. By default the first such image ends the evaluation.
 
     Returns:
         The figures as :func:`evaluate_coco` gives them, and all detections as COCO-format results; with ``processes``
@@ -81,9 +93,23 @@ def evaluate_detector(
 
     Raises:
         ValueError: The detector's classes are not the data set's, or it gives masks and the data set has none. Known
-            before the first image for a :class:`torchdcn.Detector`.
+            before the first image for a :class:`torchdcn.Detector`. Or an image has another size than annotated, or
+            with ``skip_bad`` none can be read.
         OSError: An image can't be read.
     """
+    evaluations, results = evaluations_of(detector, dataset, progress, iou_types, processes, skip_bad)
+    return {kind: evaluation.metrics for kind, evaluation in evaluations.items()}, results
+
+
+def evaluations_of(
+    detector: Callable[[NDArray[np.uint8]], Detections],
+    dataset: CocoFolder,
+    progress: Callable[[int, int], None] | None = None,
+    iou_types: Sequence[IouType] | None = None,
+    processes: Processes | None = None,
+    skip_bad: Callable[[int, str], None] | None = None,
+) -> tuple[dict[str, Evaluation], list[dict[str, Any]]]:
+    """As :func:`evaluate_detector`, with figures by class and precision over recall."""
     names = getattr(detector, "class_names", None)
     settings = getattr(getattr(detector, "model", None), "settings", None)
     masks = bool(getattr(settings, "masks", False)) if iou_types is None else "segm" in iou_types
@@ -91,16 +117,17 @@ def evaluate_detector(
     images = images_by_id(truth)
     indices = range(len(dataset.image_ids))
     if processes is None:
-        return _figures(truth, _detections(detector, dataset, indices, images, progress), iou_types)
-    figures: tuple[dict[str, dict[str, float]], list[dict[str, Any]]] = {}, []
+        part = _detections(detector, dataset, indices, images, progress, skip=skip_bad is not None)
+        return _evaluated(truth, dataset, [part], iou_types, skip_bad)
+    evaluated: tuple[dict[str, Evaluation], list[dict[str, Any]]] = {}, []
     with processes.together():
         mine = processes.share(indices)
-        found = _detections(detector, dataset, mine, images, progress)
-    parts = processes.gather(found)
+        part = _detections(detector, dataset, mine, images, progress, skip=skip_bad is not None)
+    parts = processes.gather(part)
     with processes.together():
         if processes.first:
-            figures = _figures(truth, {index: one for part in parts for index, one in part.items()}, iou_types)
-    return processes.from_first(figures[0]), figures[1]
+            evaluated = _evaluated(truth, dataset, parts, iou_types, skip_bad)
+    return processes.from_first(evaluated[0]), evaluated[1]
 
 
 def _detections(
@@ -109,29 +136,57 @@ def _detections(
     indices: Sequence[int],
     images: Mapping[int, Mapping[str, Any]],
     progress: Callable[[int, int], None] | None,
-) -> dict[int, tuple[bool, list[dict[str, Any]]]]:
-    """By index: whether the detector gives masks, and what it has found."""
-    found = {}
+    *,
+    skip: bool,
+) -> _Part:
+    part = _Part({}, {})
     for done, index in enumerate(indices, 1):
         image_id = dataset.image_ids[index]
         size = (int(images[image_id]["height"]), int(images[image_id]["width"]))
-        detections = detector(read_image(dataset.image_path(index), size))
-        ids = _category_ids(detections.class_names, dataset)
-        results = [result for result in detections.to_coco(image_id, ids) if result["category_id"] != _NOT_THERE]
-        found[index] = (detections.masks is not None, results)
+        try:
+            image = read_image(dataset.image_path(index), size)
+        except (OSError, ValueError) as error:
+            if not skip:
+                raise
+            part.bad[index] = str(error)
+        else:
+            detections = detector(image)
+            ids = _category_ids(detections.class_names, dataset)
+            results = [result for result in detections.to_coco(image_id, ids) if result["category_id"] != _NOT_THERE]
+            part.found[index] = (detections.masks is not None, results)
         if progress is not None:
             progress(done, len(indices))
-    return found
+    return part
 
 
-def _figures(
-    truth: Mapping[str, Any], found: dict[int, tuple[bool, list[dict[str, Any]]]], iou_types: Sequence[IouType] | None
-) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+def _evaluated(
+    truth: Mapping[str, Any],
+    dataset: CocoFolder,
+    parts: Sequence[_Part],
+    iou_types: Sequence[IouType] | None,
+    skip_bad: Callable[[int, str], None] | None,
+) -> tuple[dict[str, Evaluation], list[dict[str, Any]]]:
     # In the data set's order, whoever found them: of detections with one score the first comes first.
-    results = [result for index in sorted(found) for result in found[index][1]]
+    found = dict(sorted(item for part in parts for item in part.found.items()))
+    bad = dict(sorted(item for part in parts for item in part.bad.items()))
+    if bad and not found:
+        none = f"none of the {len(bad)} images can be read, the first one: {next(iter(bad.values()))}"
+        raise ValueError(f"{dataset.annotation_file}: {none}")
+    if bad and skip_bad is not None:
+        truth = _without(truth, {dataset.image_ids[index] for index in bad})
+        for index, why in bad.items():
+            skip_bad(index, why)
+    results = [result for _, those in found.values() for result in those]
     masks = any(has_masks for has_masks, _ in found.values())
     kinds: Sequence[IouType] = iou_types or (("bbox", "segm") if masks else ("bbox",))
-    return evaluate_coco(truth, results, kinds), results
+    return evaluate(truth, results, kinds), results
+
+
+def _without(truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
+    """The ground truth without some images and what is annotated on them."""
+    images = [image for image in truth["images"] if int(image["id"]) not in image_ids]
+    annotations = [entry for entry in truth["annotations"] if int(entry["image_id"]) not in image_ids]
+    return {**truth, "images": images, "annotations": annotations}
 
 
 def check_fit(class_names: Sequence[str] | None, masks: bool, dataset: CocoFolder) -> Mapping[str, Any]:

@@ -54,9 +54,9 @@ def open_data(config: TrainConfig, console: Console) -> Any:
     """The training images.
 
     Raises:
-        ValueError: None are there, or they have not what the model learns from.
+        ValueError: None are there, or nothing on them that the model learns from.
     """
-    from ..data import open_dataset, train_transforms
+    from ..data import open_dataset, require_objects, train_transforms
     from ..models.zoo import settings_of
 
     settings = settings_of(config.model, **config.model_settings())
@@ -65,6 +65,7 @@ def open_data(config: TrainConfig, console: Console) -> Any:
         dataset = open_dataset(config.data, "train", transforms, masks=settings.masks, progress=progress)
     if not len(dataset):
         raise ValueError(f"{dataset.annotation_file}: there are no images to train on")
+    require_objects(dataset)
     if settings.masks and not dataset.has_masks:
         raise ValueError(
             f"{dataset.annotation_file}: has no masks, which {config.model} needs; use a faster_rcnn model"
