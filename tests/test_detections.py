@@ -117,7 +117,7 @@ def test_to_supervision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         return real_import(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'torchdcn\[supervision\]'"):
+    with pytest.raises(ImportError, match=r"pip install supervision"):
         found().to_supervision()
 
 

@@ -171,9 +171,7 @@ class Detections:
         try:
             from supervision import Detections as SupervisionDetections
         except ImportError as error:
-            raise ImportError(
-                "to_supervision needs the package supervision: pip install 'torchdcn[supervision]'"
-            ) from error
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
         return SupervisionDetections(
             xyxy=self.boxes,
             mask=self.masks,

@@ -87,6 +87,7 @@ def test_a_detectors_samples_are_in_pixels_of_the_image_that_it_was_given() -> N
     ("node", "message"),
     [
         (Node("backbone.body.layer5", 0, 0), "did you mean 'backbone.body.layer4'"),
+        (Node("foo", 0, 0), "has no layer 'foo'; its parts are transform, backbone, rpn, roi_heads$"),
         (Node("backbone.body.layer4", 2, 0), r"y in 0\.\.1"),
         (Node("backbone.body.layer4", 0, -1), r"x in 0\.\.2"),
         (Node("backbone.body.layer1", 0, 0), "no deformable layer"),

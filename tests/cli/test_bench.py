@@ -138,7 +138,7 @@ def test_bad_usage_is_one_line(run, flags, message):
 def test_what_can_not_be_used_here_is_said_before_anything_runs(run, tmp_path):
     code, _, err = run("ops", "--device", "cuda:99")
     assert (code, err.count("\n")) == (1, 1)
-    assert "device: 'cuda:99' can't be used here" in err
+    assert "--device: 'cuda:99' can't be used here" in err
     code, _, err = run("ops", "--json", tmp_path)
     assert (code, err.count("\n")) == (1, 1)
     assert "json: " in err

@@ -64,11 +64,15 @@ def test_published_figures_are_labelled_as_published(run: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--models", "faster_rcnn_r18"], 1, "did you mean 'faster_rcnn_r18_fpn'"),
+        (
+            ["--models", "faster_rcnn_r18"],
+            1,
+            "--models: there is no model 'faster_rcnn_r18'; did you mean 'faster_rcnn_r18_fpn'",
+        ),
         (["--size", "800"], 2, "--size: expected height x width of at least 64 each, such as 800x1344, got '800'"),
         (["--size", "32x900"], 2, "--size: expected"),
         (["--rounds", "0"], 2, "--rounds"),
-        (["--device", "cuda:99"], 1, "device: 'cuda:99'"),
+        (["--device", "cuda:99"], 1, "--device: 'cuda:99'"),
     ],
 )
 def test_what_can_not_be_run_is_said_in_one_line(run: Any, flags: list[str], code: int, message: str) -> None:

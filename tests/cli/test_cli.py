@@ -128,7 +128,7 @@ def fails(outcome, code, pattern):
         ({"data": "/nowhere"}, 1, "/nowhere: there is no such folder"),
         ({"model": "mask_rcnn_r18_fnp"}, 1, "did you mean 'mask_rcnn_r18_fpn'"),
         ({"weights": "/no/such.safetensors"}, 1, "/no/such.safetensors"),
-        ({"device": "tpu9"}, 1, "device: 'tpu9'"),
+        ({"device": "tpu9"}, 1, "--device: expected cpu, cuda or cuda:N, got 'tpu9'"),
         ({"set": "fpn_chanels=3"}, 1, "did you mean 'fpn_channels'"),
         ({"epochs": 0}, 2, "--epochs: expected at least 1, got 0"),
         ({"batch-size": 0}, 2, "--batch-size: expected at least 1"),
@@ -206,8 +206,8 @@ def test_an_unreadable_training_image_is_named(run, scenes, tmp_path):
 
 def test_an_out_that_is_a_file_is_refused(run, scenes, tmp_path):
     (tmp_path / "run").write_text("mine")
-    fails(run(*train_flags(scenes, tmp_path / "run"), *SET), 1, "^error: out: ")
-    fails(run(*train_flags(scenes, tmp_path / "run" / "deeper"), *SET), 1, "^error: out: ")
+    fails(run(*train_flags(scenes, tmp_path / "run"), *SET), 1, "^error: --out: ")
+    fails(run(*train_flags(scenes, tmp_path / "run" / "deeper"), *SET), 1, "^error: --out: ")
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -260,21 +260,21 @@ def test_weights_that_do_not_fit_are_refused(run, weights, picture, scenes):
 def test_detect_never_overwrites_a_picture_it_was_given(run, weights, picture):
     before = picture.read_bytes()
     flags = ["--model", MODEL, "--weights", weights]
-    fails(run("detect", picture, *flags, "--out", picture.parent), 1, "out: would overwrite .*scene7.png; choose")
-    fails(run("detect", picture, *flags, "--json", picture), 1, "json: would overwrite .*scene7.png; choose")
+    fails(run("detect", picture, *flags, "--out", picture.parent), 1, "--out: would overwrite .*scene7.png; choose")
+    fails(run("detect", picture, *flags, "--json", picture), 1, "--json: would overwrite .*scene7.png; choose")
     shutil.copy(picture, picture.with_suffix(".bmp"))
     outcome = run("detect", picture.with_suffix(".bmp"), *flags, "--out", picture.parent)
-    fails(outcome, 1, "out: would overwrite .*scene7.png; choose")
+    fails(outcome, 1, "--out: would overwrite .*scene7.png; choose")
     assert picture.read_bytes() == before
 
 
 def test_detect_refuses_a_json_that_is_a_folder_before_it_detects(run, weights, picture, tmp_path):
     outcome = run("detect", picture, "--model", MODEL, "--weights", weights, "--json", tmp_path)
-    fails(outcome, 1, f"json: {tmp_path} is a folder, expected a file")
+    fails(outcome, 1, f"--json: {tmp_path} is a folder, expected a file")
     assert outcome[1] == ""
     (tmp_path / "file").write_text("")
     outcome = run("detect", picture, "--model", MODEL, "--weights", weights, "--json", tmp_path / "file" / "r.json")
-    fails(outcome, 1, "json: .*file is a file, expected a folder")
+    fails(outcome, 1, "--json: .*file is a file, expected a folder")
 
 
 def test_pictures_of_one_name_get_files_of_their_own():

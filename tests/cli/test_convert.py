@@ -90,7 +90,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, model: Any, tmp_path
         (tmp_path / "none.pth", MODEL, "IN: there is no file '"),
         (broken, MODEL, "broken.pth: damaged"),
         (other, MODEL, "names that no model of ours has: neck.more.weight"),
-        (other, "no_model", "there is no model 'no_model'"),
+        (other, "no_model", "--model: there is no model 'no_model'"),
     ):
         code, said, complained = run(source, out, "--model", name)
         assert (code, said) == (1, "")
@@ -99,7 +99,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, model: Any, tmp_path
     save_weights(model, tmp_path / "fine.safetensors")
     code, _, complained = run(tmp_path / "fine.safetensors", tmp_path / "fine.pth", "--model", "mask_rcnn_r18_fpn")
     assert code == 1
-    assert f"(it holds a {MODEL}): does not fit mask_rcnn_r18_fpn; missing: " in complained
+    assert (
+        f"error: IN: {tmp_path}/fine.safetensors holds a {MODEL}, not a mask_rcnn_r18_fpn; give that name" in complained
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.pth", "fine.safetensors", "other.pth"]
 
 

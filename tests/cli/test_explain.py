@@ -122,8 +122,8 @@ def test_help_has_an_example(run: Run) -> None:
     [
         ((), "expected --at X,Y or --roi X1,Y1,X2,Y2, one of them"),
         (("--at", "1,2", "--roi", "1,2,3,4"), "one of them"),
-        (("--at", "1;2"), "at: expected X,Y in pixels, such as 120,80, got '1;2'"),
-        (("--roi", "1,2,3"), "roi: expected X1,Y1,X2,Y2 in pixels"),
+        (("--at", "1;2"), "--at: expected X,Y in pixels, such as 120,80, got '1;2'"),
+        (("--roi", "1,2,3"), "--roi: expected X1,Y1,X2,Y2 in pixels"),
     ],
 )
 def test_a_place_that_is_none_is_bad_usage(
@@ -137,7 +137,7 @@ def test_a_place_that_is_none_is_bad_usage(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--at", "400,2"), "x, y: expected a pixel of the image of 80 x 64, got 400, 2"),
+        (("--at", "400,2"), "--at: expected a pixel of the image of 80 x 64, got 400, 2"),
         (("--at", "4,2", "--layer", "backbone.body.layer5"), "did you mean 'backbone.body.layer4'?"),
         (("--roi", "200,2,300,40"), "is outside of the image of 80 x 64 pixels"),
         (("--at", "4,2", "--compare", "faster_rcnn_r18"), "did you mean 'faster_rcnn_r18_fpn'?"),
@@ -157,4 +157,4 @@ def test_the_picture_itself_is_not_overwritten(run: Run, picture: Path) -> None:
     own = picture.rename(picture.with_name("sampling.png"))
     code, _, err = run(own, "--model", MODEL, "--at", "1,1", "--out", own.parent)
     assert code == 1
-    assert "out: would overwrite" in err
+    assert "--out: would overwrite" in err

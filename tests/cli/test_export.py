@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str, str]]
 
-onnx = pytest.importorskip("onnx", reason='ONNX is an extra: pip install "torchdcn[onnx]"')
-onnxruntime = pytest.importorskip("onnxruntime", reason='onnxruntime is an extra: pip install "torchdcn[onnx]"')
-pytest.importorskip("onnxscript", reason='onnxscript is an extra: pip install "torchdcn[onnx]"')
+onnx = pytest.importorskip("onnx", reason="ONNX is an extra: pip install onnx onnxscript onnxruntime")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is an extra: pip install onnx onnxscript onnxruntime"
+)
+pytest.importorskip("onnxscript", reason="onnxscript is an extra: pip install onnx onnxscript onnxruntime")
 
 VERB = ("export",)
 MODEL = "faster_rcnn_r18_fpn_mdconv_c3-c5"
@@ -63,16 +65,16 @@ def test_help_has_an_example(run: Run) -> None:
 def test_a_size_that_is_none_is_bad_usage(run: Run, tmp_path: Path, size: str) -> None:
     code, _, err = run(tmp_path / "a.onnx", "--model", MODEL, f"--size={size}")
     assert code == 2
-    assert err.startswith(f"error: size: expected HEIGHTxWIDTH in pixels, such as 480x640, got '{size}'")
+    assert err.startswith(f"error: --size: expected HEIGHTxWIDTH in pixels, such as 480x640, got '{size}'")
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("no/a.onnx", (), "path: there is no folder"),
-        ("a.pt", (), "path: expected a name that ends in .onnx"),
+        ("no/a.onnx", (), "OUT.onnx: there is no folder"),
+        ("a.pt", (), "OUT.onnx: expected a name that ends in .onnx"),
         ("a.onnx", ("--model", "faster_rcnn_r18"), "did you mean 'faster_rcnn_r18_fpn'?"),
-        ("a.onnx", ("--weights", "none.safetensors"), "weights: there is no file 'none.safetensors'"),
+        ("a.onnx", ("--weights", "none.safetensors"), "--weights: there is no file 'none.safetensors'"),
     ],
     ids=["folder", "suffix", "model", "weights"],
 )

@@ -142,9 +142,13 @@ def test_a_port_in_use_is_one_line(run: Callable[..., tuple[int, str, str]]) -> 
         (("--model", MODEL, "--port", "70000"), 2, "--port"),
         (("--model", "mask_rcnn_r18_fnp"), 1, "did you mean 'mask_rcnn_r18_fpn'?"),
         (("--model", MODEL, "--weights", "/no/such.safetensors"), 1, "/no/such.safetensors"),
-        (("--model", MODEL, "--compare", "faster_rcnn_r18"), 1, "did you mean 'faster_rcnn_r18_fpn'?"),
+        (
+            ("--model", MODEL, "--compare", "faster_rcnn_r18"),
+            1,
+            "--compare: there is no model 'faster_rcnn_r18'; did you mean",
+        ),
         (("--model", MODEL, "--host", "no.such.host.invalid"), 1, "--host: 'no.such.host.invalid' is no address"),
-        (("--model", MODEL, "--device", "tpu9"), 1, "device: 'tpu9'"),
+        (("--model", MODEL, "--device", "tpu9"), 1, "--device: expected cpu, cuda or cuda:N, got 'tpu9'"),
     ],
 )
 def test_a_fault_is_one_line(
@@ -170,4 +174,4 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     monkeypatch.delitem(sys.modules, "torchdcn.web.server", raising=False)
     got = run("--model", MODEL)
-    assert got == (1, "", "error: serve needs fastapi: pip install 'torchdcn[web]'\n")
+    assert got == (1, "", "error: serve needs fastapi: pip install fastapi pydantic uvicorn\n")

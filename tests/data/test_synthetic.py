@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,3 +147,42 @@ def test_another_process_that_finished_first_is_believed(tmp_path: Path, monkeyp
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         open_dataset(tmp_path / "nowhere")
+
+
+DRAWING = "import sys; from torchdcn.data import make_synthetic; make_synthetic(sys.argv[1], train=100000, size=256)"
+
+
+def test_what_a_killed_process_has_left_goes_and_what_another_draws_stays(tmp_path: Path) -> None:
+    root = tmp_path / "scenes"
+    drawing = [subprocess.Popen([sys.executable, "-c", DRAWING, str(root)]) for _ in range(2)]
+    try:
+        until = time.monotonic() + 300
+        while len(partial := list(tmp_path.glob(".scenes.*.partial"))) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        os.kill(drawing[0].pid, signal.SIGKILL)
+        drawing[0].wait()
+        make_synthetic(root, train=1, val=1, size=48)
+        left = [path.name for path in partial if path.exists()]
+        assert len(left) == 1
+        assert f".{drawing[1].pid}." in left[0]
+    finally:
+        for process in drawing:
+            process.kill()
+            process.wait()
+
+
+def test_leftovers_go_where_the_scenes_are_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = {"train": 1, "val": 1, "size": 48, "seed": 0, "difficulty": 0.5}
+    monkeypatch.setattr(torchdcn.data.folders, "DEFAULT", small)
+    root = synthetic_folder()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = torchdcn.data.synthetic.partial_folder(root, gone.pid)
+    other = left.with_name(f".{root.name}.elsewhere.{gone.pid}.partial")  # another machine's
+    for folder in (left, other):
+        (folder / "train").mkdir(parents=True)
+    assert synthetic_folder() == root
+    assert not left.exists()
+    assert other.exists()

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-onnx = pytest.importorskip("onnx", reason='ONNX is an extra: pip install "torchdcn[onnx]"')
-onnxruntime = pytest.importorskip("onnxruntime", reason='onnxruntime is an extra: pip install "torchdcn[onnx]"')
-pytest.importorskip("onnxscript", reason='onnxscript is an extra: pip install "torchdcn[onnx]"')
+onnx = pytest.importorskip("onnx", reason="ONNX is an extra: pip install onnx onnxscript onnxruntime")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is an extra: pip install onnx onnxscript onnxruntime"
+)
+pytest.importorskip("onnxscript", reason="onnxscript is an extra: pip install onnx onnxscript onnxruntime")
 
 
 @pytest.fixture(autouse=True)
@@ -369,5 +371,5 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ImportError, match=r'needs onnxscript, .* pip install "torchdcn\[onnx\]"'):
+    with pytest.raises(ImportError, match=r"needs onnxscript, .* pip install onnx onnxscript"):
         export_onnx(layer(), tmp_path / "out.onnx", torch.rand(1, 4, 9, 9))

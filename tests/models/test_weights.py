@@ -69,7 +69,7 @@ def test_another_number_of_classes_keeps_everything_but_the_class_layers(saved: 
 
 
 def test_weights_of_another_model_do_not_fit(saved: Any):
-    with pytest.raises(ValueError, match=rf"weights: .*holds a {NAME}\): does not fit faster_rcnn_r18_fpn; unknown"):
+    with pytest.raises(ValueError, match=rf"weights: .* holds a {NAME}, not a faster_rcnn_r18_fpn; give that"):
         create_model("faster_rcnn_r18_fpn", weights=saved[1])
 
 

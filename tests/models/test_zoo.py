@@ -91,9 +91,20 @@ def test_a_misspelt_name_gets_the_nearest():
         create_model("")
 
 
-def test_an_unknown_override_is_named_with_the_known_ones():
-    with pytest.raises(TypeError, match=r"min_sise: .* 'min_size'.*max_size, .*rpn_nms_thresh"):
+def test_a_name_like_no_other_gets_no_suggestion():
+    for name in ("foo", "yolov8"):
+        with pytest.raises(ValueError, match=rf"^name: there is no model '{name}'; list_models\(\) names them all$"):
+            create_model(name)
+
+
+def test_an_unknown_override_is_named_with_the_nearest_or_the_place_of_all():
+    place = r"torchdcn\.models\.settings\.Settings lists them$"
+    with pytest.raises(TypeError, match=rf"^min_sise: not a setting of a model; did you mean 'min_size'\? {place}"):
         create_model("faster_rcnn_r18_fpn", min_sise=100)
+    with pytest.raises(TypeError, match=rf"^foo: not a setting of a model; {place}"):
+        create_model("faster_rcnn_r18_fpn", foo=1)
+    with pytest.raises(TypeError, match=r"^pretrained: not a setting of a model; give weights= or weights_backbone=$"):
+        create_model("faster_rcnn_r18_fpn", pretrained=True)
 
 
 @pytest.mark.parametrize(

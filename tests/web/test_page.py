@@ -117,7 +117,7 @@ def test_a_click_draws_its_answers_on_the_picture(browser: Browser, one: Running
         expect(view(page, "Receptive field")).to_have_attribute("aria-pressed", "true", timeout=WAIT)
         field = shot(canvas)
         assert np.abs(field.astype(int) - hovered).max() > 60
-        says(page, "are there")
+        says(page, "are there. Escape clears the position.")
         view(page, "Saliency region").click()
         expect(view(page, "Saliency region")).to_have_attribute("aria-pressed", "true")
         region = shot(canvas)
@@ -157,6 +157,8 @@ def test_two_networks_stand_side_by_side(browser: Browser, png: Path) -> None:
     with running(*networks) as server, visited(browser, server) as page:
         expect(page.locator("#warning")).to_contain_text("mask_rcnn_r18_fpn: random weights")
         load(page, png)
+        letters = page.locator("#objects .letter").all_inner_texts()
+        says(page, f"{letters.count('A')} and {letters.count('B')} objects found.")
         canvases = page.locator(".pane canvas")
         expect(canvases).to_have_count(2)
         boxes = [canvases.nth(i).bounding_box() for i in range(2)]

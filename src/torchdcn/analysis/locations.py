@@ -170,7 +170,7 @@ def _choices(model: nn.Module, layers: str | Iterable[str] | None) -> list[set[s
     for pattern in [layers] if isinstance(layers, str) else layers:
         fitting = {name for name in kinds if fnmatchcase(name, pattern)}
         if not fitting:
-            near = difflib.get_close_matches(pattern, kinds, n=1, cutoff=0)
+            near = difflib.get_close_matches(pattern, kinds, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"layers: {pattern!r} fits no convolution or RoI pooling of the model{hint}")
         chosen |= fitting

@@ -205,12 +205,14 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The module of that path.
 
     Raises:
-        ValueError: There is none; the nearest name is given.
+        ValueError: There is none; a name that is near is given.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, n=1, cutoff=0)
-        raise ValueError(f"node: the model has no layer {name!r}; did you mean {near[0]!r}?")
+        near = difflib.get_close_matches(name, modules, n=1)
+        parts = ", ".join(child for child, _ in model.named_children()) or "none"
+        hint = f"did you mean {near[0]!r}?" if near else f"its parts are {parts}"
+        raise ValueError(f"node: the model has no layer {name!r}; {hint}")
     return modules[name]
 
 

@@ -10,14 +10,41 @@ import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .words import flags_of, said, said_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
 
+
+class _Plain:
+    """Help without ``<bool>`` beside flags that take no value, and without braces around an argument's name."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of typer's class beside this one
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.replace("...}...", "...").strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+class Command(_Plain, TyperCommand):
+    """A verb."""
+
+
+class Group(_Plain, TyperGroup):
+    """The program, or a verb of several."""
+
+
 app = typer.Typer(
     name="torchdcn",
+    cls=Group,
     help="Deformable ConvNets v2: train, evaluate and use detectors that move their samples to where the object is.",
     epilog="Start with: torchdcn demo --out runs/demo",
     add_completion=False,
@@ -32,6 +59,8 @@ FAULT, USAGE = 1, 2
 def verb(name: str, example: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function as ``torchdcn NAME``, with ``--verbose`` and an example under its help.
 
+    Errors that begin with the name of one of the function's arguments begin with its flag.
+
     With a ``group`` it is ``torchdcn GROUP NAME``.
 
     The help is the docstring's first paragraph.
@@ -42,7 +71,8 @@ def verb(name: str, example: str, group: typer.Typer = app) -> Callable[[Callabl
         def command(*, verbose: bool, **arguments: Any) -> None:
             if verbose:
                 _print_surroundings()
-            function(**arguments)
+            with said_as(flags):
+                function(**arguments)
 
         signature = inspect.signature(function, eval_str=True)
         help_text = "Show versions, and a traceback if something fails."
@@ -51,10 +81,11 @@ def verb(name: str, example: str, group: typer.Typer = app) -> Callable[[Callabl
             annotation=Annotated[bool, typer.Option("--verbose", help=help_text)],
         )  # fmt: skip
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+        flags = flags_of(parameters)
         command.__signature__ = signature.replace(parameters=[*parameters, verbose])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in [*parameters, verbose]}
         text = (inspect.getdoc(function) or "").split("\n\n", 1)[0]
-        group.command(name, help=text, epilog=f"Example: [bold]{example}[/bold]")(command)
+        group.command(name, cls=Command, help=text, epilog=f"Example: [bold]{example}[/bold]")(command)
         return function
 
     return register
@@ -123,7 +154,7 @@ def _run(arguments: list[str], verbose: bool) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = said(error)
     if isinstance(error, (ValueError, TypeError, OSError, ArithmeticError, ImportError)) and text:
         return text
     if type(error) is RuntimeError and text:

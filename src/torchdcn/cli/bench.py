@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import app, bad_usage, verb
+from .app import Group, app, bad_usage, verb
 from .options import one_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.speed import Measurement, Shape
 
-bench = typer.Typer(help="Measures speed and memory beside dense convolution and other implementations.")
+bench = typer.Typer(cls=Group, help="Measures speed and memory beside dense convolution and other implementations.")
 app.add_typer(bench, name="bench")
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import bad_usage, console, verb
+from .words import said_as
 
 if TYPE_CHECKING:
     from ..models.rcnn import RCNN
@@ -40,7 +41,8 @@ def convert(
     check_file(out, "OUT")
     if out.exists() and not force:
         raise FileExistsError(f"OUT: {out} exists; give --force to replace it")
-    network = create_model(model, weights=source)
+    with said_as({"weights": "IN"}):
+        network = create_model(model, weights=source)
     if out.suffix == ".safetensors":
         save_weights(network, out)
     else:

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from .app import console, verb
+from .options import Device  # noqa: TC001  # typer reads the annotations when it runs
 
 
 @verb("demo", example="torchdcn demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default CUDA where there is one.")] = None,
+    device: Device = None,
 ) -> None:
     """Draws scenes, trains on them, evaluates, and writes a report: the whole path in a few minutes, offline."""
     from ..demo import run_demo

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import bad_usage, console, verb
-from .options import AMP, Amp, one_of
+from .options import AMP, Amp, Device, Model, Weights, model_of, one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +24,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 @verb(
     "detect",
-    example="torchdcn detect street.jpg --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors --out found",
+    example="torchdcn detect street.jpg --model mask_rcnn_r18_fpn_mdconv_c3-c5 --weights runs/my/last.safetensors "
+    "--out found",
 )
 def detect(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of pictures.")],
-    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
-    weights: Annotated[str | None, typer.Option(help="Weights file; without one the weights are random.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures with boxes and masks.")] = None,
     json_: Annotated[
         Path | None,
@@ -39,7 +40,7 @@ def detect(
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections must score more than this.")] = 0.05,
     draw_threshold: Annotated[float, typer.Option(min=0, max=1, help="Drawn is what scores more than this.")] = 0.5,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    device: Device = None,
     amp: Amp = "none",
     keep_going: Annotated[
         bool, typer.Option("--keep-going", "-k", help="Leave out pictures that can't be read, and exit with 1 at the "
@@ -56,6 +57,7 @@ def detect(
     from ..training.progress import counter
 
     one_of(amp, AMP, "--amp")
+    model = model_of(model, weights, "detect")
     paths = _pictures(images)
     names = output_names(paths)
     _refuse_to_overwrite(paths, [] if out is None else [out / name for name in names], "out", "choose another folder")
@@ -95,6 +97,8 @@ def detect(
         screen.print(f"{len(results)} detections in {json_}", markup=False)
     if out is not None:
         screen.print(f"Pictures in {out}", markup=False)
+    if json_ is None and out is None:
+        screen.print("Nothing was kept: --out FOLDER keeps the pictures, --json FILE the detections")
     if faults:
         raise OSError(_named(faults, len(paths)))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import console, verb
-from .options import AMP, Amp, one_of
+from .options import AMP, Amp, Device, Model, drawing, model_of, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 @verb(
     "eval",
-    example="torchdcn eval --data coco --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors --out runs/my/eval",
+    example="torchdcn eval --data my/coco --weights runs/my/last.safetensors --out runs/my/eval",
 )
 def evaluate(
-    data: Annotated[str, typer.Option(help="Folder with annotations/, train/ and val/; or 'synthetic'.")],
-    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
-    weights: Annotated[str, typer.Option(help="Weights file.")],
+    data: Annotated[
+        str, typer.Option(help="Folder with annotations/, train/ and val/; a YOLO or VOC folder; or 'synthetic'.")
+    ],
+    weights: Annotated[str, typer.Option(help="Weights file, or coco for the published ones.")],
+    model: Model = None,
     split: Annotated[str, typer.Option(help="Part of the data to evaluate on.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder that gets figures, detections and a picture.")] = None,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    device: Device = None,
     amp: Amp = "none",
     skip_bad_images: Annotated[bool, typer.Option(help="Leave out images that can't be read, and list them.")] = False,
     per_class: Annotated[bool, typer.Option(help="Show AP by class too.")] = True,
@@ -45,8 +47,9 @@ def evaluate(
     from .evaluator import tell_skipped
 
     one_of(amp, AMP, "--amp")
+    model = model_of(model, weights, "eval")
     screen = console()
-    with counter("drawing scenes", screen) as progress:  # in case it is the embedded data set, for the first time
+    with drawing(data, screen) as progress:  # in case it is the embedded data set, for the first time
         dataset = open_dataset(data, split, masks=False, progress=progress)  # the evaluator reads masks itself
     overrides: dict[str, Any] = {} if min_size is None else {"min_size": min_size}
     network = channels_last(create_model(model, weights=weights, **overrides))

@@ -30,12 +30,12 @@ class Evaluator:
 
     def __init__(self, data: str, split: str, out: Console, *, skip_bad: bool = False) -> None:
         from ..data import open_dataset
-        from ..training.progress import counter
+        from .options import drawing
 
         self.split, self.out, self.skip_bad = split, out, skip_bad
         self.evaluations: dict[str, Evaluation] = {}  # the last ones
         self.skipped: dict[int, str] = {}  # images, on the first process
-        with counter("drawing scenes", out) as progress:
+        with drawing(data, out) as progress:
             self.dataset = open_dataset(data, split, masks=False, progress=progress)
 
     def check(self, model: Any) -> None:

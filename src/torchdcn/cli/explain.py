@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import bad_usage, console, verb
+from .options import Device, Model, Weights, model_of
+from .words import said_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from ..plotting import Support
 
 LAYER = "backbone.body.layer4"
+COMPARED = dict.fromkeys(("name", "weights"), "--compare")
+"""Where a fault lies that create_model finds in another network."""
 PICTURES = {"sampling": "sampling", "receptive-field": "field", "saliency": "region"}
 
 
@@ -50,20 +54,20 @@ class Explained:
 )
 def explain(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture.")],
-    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the numbers and report.html.")],
     at: Annotated[str | None, typer.Option(metavar="X,Y", help="A pixel: the layer's node nearest to it.")] = None,
     roi: Annotated[
         str | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Instead: a box, as the detector's head sees it.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights file; without one the weights are random.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     layer: Annotated[str, typer.Option(help="For --at: path of the module whose output is asked about.")] = LAYER,
     compare: Annotated[
         list[str] | None, typer.Option(metavar="MODEL[:WEIGHTS]", help="Another network, beside; may be repeated.")
     ] = None,
     error: Annotated[float, typer.Option(min=0, help="Bound of the saliency region, a share of the features.")] = 0.2,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    device: Device = None,
 ) -> None:
     """Shows what a network looked at: where it samples, its receptive field, and the least it needs to see.
 
@@ -80,20 +84,24 @@ def explain(
         bad_usage("expected --at X,Y or --roi X1,Y1,X2,Y2, one of them")
     place = _numbers(at, 2, "at") if at is not None else None
     box = _numbers(roi, 4, "roi") if roi is not None else None
+    model = model_of(model, weights, "explain")
     picture = load_image(image)
     _refuse_to_overwrite(image, out)
     overrides: dict[str, Any] = {} if min_size is None else {"min_size": min_size}
-    networks = []
-    for name, file in [(model, weights), *(_model_and_weights(text) for text in compare or [])]:
-        network = create_model(name, weights=file, **overrides).to(choose_device(device))
+    networks: list[tuple[RCNN, str | None]] = []
+    for name, file in [(model, weights), *(model_and_weights(text) for text in compare or [])]:
+        with said_as(COMPARED if networks else {}):
+            network = create_model(name, weights=file, **overrides)
+        network = network.to(choose_device(device))
         if file is None:
             warnings.warn(f"{name} has random weights, so what it looks at means nothing; give weights", stacklevel=2)
         networks.append((network, file))
-    make_folder(out, "out")
     screen = console()
     pixels = torch.tensor(picture).permute(2, 0, 1) / 255
-    nodes = [_node(network, pixels, layer, place, box) for network, _ in networks]
-    located = _locations([network for network, _ in networks], pixels, nodes)
+    with said_as({"x, y": "--at", "node": "--layer" if box is None else "--roi"}):
+        nodes = [_node(network, pixels, layer, place, box) for network, _ in networks]
+        located = _locations([network for network, _ in networks], pixels, nodes)
+    make_folder(out, "out")  # after what can be wrong with the place, before what takes long
     found = []
     for (network, file), node, locations in zip(networks, nodes, located, strict=True):
         named = object_at(network, picture, place or box or ())
@@ -110,12 +118,13 @@ def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
     if len(numbers) != count:
         what = "X,Y" if count == 2 else "X1,Y1,X2,Y2"
         bad_usage(
-            f"{name}: expected {what} in pixels, such as {'120,80' if count == 2 else '10,20,90,70'}, got {text!r}"
+            f"--{name}: expected {what} in pixels, such as {'120,80' if count == 2 else '10,20,90,70'}, got {text!r}"
         )
     return numbers
 
 
-def _model_and_weights(text: str) -> tuple[str, str | None]:
+def model_and_weights(text: str) -> tuple[str, str | None]:
+    """What ``--compare`` says."""
     name, _, file = text.partition(":")
     return name, file or None
 

@@ -10,16 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from .app import bad_usage, console, verb
+from .options import Model, Weights, model_of
+from .words import said_as
 
 
 @verb(
     "export",
-    example="torchdcn export detector.onnx --model mask_rcnn_r18_fpn --weights runs/my/last.safetensors",
+    example="torchdcn export detector.onnx --model mask_rcnn_r18_fpn_mdconv_c3-c5 --weights runs/my/last.safetensors",
 )
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="File to write; its folder exists.")],
-    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
-    weights: Annotated[str | None, typer.Option(help="Weights file; without one the weights are random.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Height and width of all pictures, such as 480x640; by default any."),
@@ -38,13 +40,15 @@ def export(
     from ..models import create_model
 
     height, width = (64, 64) if size is None else _size(size)
+    model = model_of(model, weights, "export")
     overrides: dict[str, Any] = {"min_size": min_size, "box_score_thresh": score_threshold}
     network = create_model(model, weights=weights, **{k: v for k, v in overrides.items() if v is not None})
     if weights is None:
         warnings.warn(f"{model} has random weights, so its detections mean nothing; give --weights", stacklevel=2)
     screen = console()
     screen.print(f"Tracing {model}, which takes a minute or two")
-    export_onnx(network, out, torch.zeros(3, height, width), dynamic=size is None)
+    with said_as({"path": "OUT.onnx"}):
+        export_onnx(network, out, torch.zeros(3, height, width), dynamic=size is None)
     shape = "[3, height, width]" if size is None else f"[3, {height}, {width}]"
     results = "boxes, scores, labels" + (", masks" if network.settings.masks else "")
     megabytes = out.stat().st_size / 1e6
@@ -54,5 +58,7 @@ def export(
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or not int(match[1]) or not int(match[2]):
-        bad_usage(f"size: expected HEIGHTxWIDTH in pixels, such as 480x640, got {text!r} (see torchdcn export --help)")
+        bad_usage(
+            f"--size: expected HEIGHTxWIDTH in pixels, such as 480x640, got {text!r} (see torchdcn export --help)"
+        )
     return int(match[1]), int(match[2])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import console, verb
-from .explain import _model_and_weights
+from .explain import COMPARED, model_and_weights
+from .options import Device, Model, Weights, model_of
+from .words import said_as
 
 if TYPE_CHECKING:
     from ..web.networks import Network
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 @verb("serve", example="torchdcn serve --model mask_rcnn_r18_fpn_mdconv_c3-c5 --weights runs/my/last.safetensors")
 def serve(
-    model: Annotated[str, typer.Option(help="Name of the model, see `torchdcn models`.")],
-    weights: Annotated[str | None, typer.Option(help="Weights file; without one the weights are random.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address to listen at. By default only this machine can reach the page.")
@@ -30,7 +32,7 @@ def serve(
         list[str] | None, typer.Option(metavar="MODEL[:WEIGHTS]", help="Another network, beside; may be repeated.")
     ] = None,
     min_size: Annotated[int | None, typer.Option(min=16, help="Short side; by default the weights' own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    device: Device = None,
 ) -> None:
     """Shows a page in the browser: drop an image, see what is found, point at it, and see what the network looked at.
 
@@ -43,13 +45,12 @@ def serve(
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn", "starlette", "pydantic", "anyio"):
             raise
-        raise ImportError(f"serve needs {error.name}: pip install 'torchdcn[web]'") from error
+        raise ImportError(f"serve needs {error.name}: pip install fastapi pydantic uvicorn") from error
 
+    model = model_of(model, weights, "serve")
     # The port first: a fault there should not come after seconds of loading.
     with _listening(host, port) as listener:
-        networks = _networks(
-            [(model, weights), *(_model_and_weights(text) for text in compare or [])], min_size, device
-        )
+        networks = _networks([(model, weights), *(model_and_weights(text) for text in compare or [])], min_size, device)
         shown, number = listener.getsockname()[:2]
         screen = console()
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
@@ -97,8 +98,10 @@ def _networks(wanted: list[tuple[str, str | None]], min_size: int | None, device
 
     overrides: dict[str, Any] = {} if min_size is None else {"min_size": min_size}
     networks = []
-    for name, file in wanted:
-        network = create_model(name, weights=file, **overrides).to(choose_device(device))
+    for number, (name, file) in enumerate(wanted):
+        with said_as(COMPARED if number else {}):
+            network = create_model(name, weights=file, **overrides)
+        network = network.to(choose_device(device))
         networks.append(Network(network, None if file is None else _shown(file)))
     random = [network.model.name for network in networks if network.weights is None]
     if random:

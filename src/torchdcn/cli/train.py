@@ -12,6 +12,7 @@ import typer
 
 from ..training.config import RECIPES, TrainConfig
 from .app import bad_usage, console, verb
+from .words import said_as
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,8 @@ Config = Annotated[
 ]  # fmt: skip
 Set = Annotated[
     list[str],
-    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model, as in fpn_channels=64.",
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model, as in fpn_channels=64; "
+                 "`python -m pydoc torchdcn.models.settings.Settings` lists them.",
                  rich_help_panel="Images"),
 ]  # fmt: skip
 LISTS = {"lr_drops": (float, "shares of the run such as 0.6,0.9"), "multi_scale": (int, "short sides such as 640,800")}
@@ -50,22 +52,37 @@ def _train(*, check: bool, config: Path | None, resume: bool, set_: list[str], *
         if config is not None and str(error).startswith((str(config), "config: ")):
             raise
         bad_usage(f"--{str(error).replace('_', '-', str(error).split(':')[0].count('_'))}")
-    _run(settings, resume)
+    with said_as({name: f"--set {name}" for name in settings.overrides}):
+        _run(settings, resume)
 
 
 def _run(config: TrainConfig, resume: bool) -> None:
     from ..training import train
     from ..training.distributed import joined
-    from ..training.setup import on_cuda
+    from ..training.setup import find_device, on_cuda
     from .evaluator import Evaluator
 
     with joined(on_cuda(config)) as processes:
         out = console(quiet=not processes.first)
+        with processes.together():  # what can be wrong without the data first: those may have to be drawn
+            _check_model(config)
+            find_device(config, processes)
         evaluator = processes.in_turn(lambda: Evaluator(config.data, "val", out, skip_bad=config.skip_bad_images))
         train(config, evaluator, resume=resume, console=out)
         if processes.first:
             evaluator.summary()
             out.print(f"In {config.out}: last.safetensors, metrics.json, metrics.jsonl", markup=False)
+
+
+def _check_model(config: TrainConfig) -> None:
+    from ..models.weights import existing_file
+    from ..models.zoo import settings_of
+
+    settings_of(config.model, **config.model_settings())
+    if config.weights not in (None, "coco"):
+        existing_file(str(config.weights))
+    if config.weights_backbone not in (None, "imagenet"):
+        existing_file(str(config.weights_backbone), "weights_backbone")
 
 
 def _settings(given: Mapping[str, Any], settings: list[str], saved: TrainConfig | None) -> TrainConfig:
@@ -123,9 +140,9 @@ def _parameters() -> list[inspect.Parameter]:
         kind = str if field.name in LISTS else hints[field.name]
         option = typer.Option(
             *([f"--{field.name.replace('_', '-')}/--no-{field.name.replace('_', '-')}"] if kind is bool else []),
-            help=field.metadata["help"] + (" Needed, if not in --config." if _needed(field) else ""),
+            help=" ".join(filter(None, (field.metadata["help"], _default(field)))),
             rich_help_panel=field.metadata["group"],
-            show_default=_default(field),
+            show_default=False,  # which typer would put in brackets of its own
         )
         annotation: Any = Annotated[cast("Any", kind) | None, option]
         parameters.append(
@@ -139,22 +156,29 @@ def _needed(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _default(field: dataclasses.Field[Any]) -> str | bool:
+def _default(field: dataclasses.Field[Any]) -> str:
     """What the help says that a flag is without being given."""
+    if _needed(field):
+        return "Needed, if not in --config."
+    return f"[dim]\\[default: {value}][/dim]" if (value := _value(field)) else ""
+
+
+def _value(field: dataclasses.Field[Any]) -> str:
+    """A flag's default in words; none where the text says it, or there is nothing to say."""
 
     def text(value: Any) -> str:
         if value is None:
             return "the model's own"
         return ",".join(f"{v:.3g}" for v in value) if isinstance(value, tuple) else str(value)
 
-    if _needed(field) or isinstance(field.default, bool):
-        return False
+    if isinstance(field.default, bool):
+        return ""
     if any(recipe.get(field.name) is not None for recipe in RECIPES.values()):
         by_value: dict[str, list[str]] = {}
         for name, recipe in RECIPES.items():
             by_value.setdefault(text(recipe[field.name]), []).append(name)
         return "; ".join(f"{', '.join(names)}: {value}" for value, names in by_value.items())
-    return False if field.default in (None, ()) else text(field.default)
+    return "" if field.default in (None, ()) else text(field.default)
 
 
 _train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks for

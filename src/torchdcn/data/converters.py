@@ -219,7 +219,7 @@ def _supervision(kind: str | None) -> Any:
     except ImportError as error:
         raise ImportError(
             f"data: {_name(kind)} folders are read by supervision, which can't be imported ({error}); "
-            "pip install 'torchdcn[supervision]', or give data in COCO's format"
+            "pip install supervision, or give data in COCO's format"
         ) from error
     return supervision
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .converters import converted, kind_of_folder
-from .synthetic import VERSION, make_synthetic
+from .synthetic import VERSION, make_synthetic, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ def synthetic_folder(progress: Callable[[int, int], None] | None = None) -> Path
     """
     key = "-".join(f"{name}{value}" for name, value in DEFAULT.items())
     root = _cache() / f"synthetic-v{VERSION}-{key}"
+    remove_leftovers(root)
     if not root.is_dir():
         try:
             make_synthetic(root, **DEFAULT, progress=progress)  # type: ignore[arg-type]  # mixed numbers

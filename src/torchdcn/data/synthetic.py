@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +83,9 @@ def make_synthetic(
     info = {"description": "torchdcn synthetic scenes", "version": VERSION}
     info |= {"size": size, "seed": seed, "difficulty": difficulty, **counts}
     # Written beside its place and then renamed: whoever finds the folder finds all of it.
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    partial = partial_folder(root, os.getpid())
     shutil.rmtree(partial, ignore_errors=True)
+    remove_leftovers(root)
     try:
         (partial / "annotations").mkdir(parents=True)
         done = 0
@@ -101,6 +104,31 @@ def make_synthetic(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
+
+
+def partial_folder(root: Path, process: int) -> Path:
+    """Where a process of this machine draws the scenes that become ``root``."""
+    return root.with_name(f".{root.name}.{platform.node()}.{process}.partial")
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what killed processes of this machine have drawn for ``root``; others may still be drawing theirs."""
+    for folder in root.parent.glob(f".{escape(root.name)}.*.partial"):
+        process = folder.name.removesuffix(".partial").rpartition(".")[2]
+        if process.isdigit() and folder == partial_folder(root, int(process)) and not _is_running(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where the question would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _empty(info: dict[str, Any]) -> dict[str, Any]:

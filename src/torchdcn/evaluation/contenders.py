@@ -248,7 +248,7 @@ def _onnxruntimes(shape: Shape, tensors: tuple[Tensor, ...]) -> Callable[[], Any
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise _AbsentError(f"{error.name} is not installed; pip install 'torchdcn[onnx]' brings it") from None
+        raise _AbsentError(f"{error.name} is not installed; pip install onnx onnxruntime brings it") from None
     dtype, device = tensors[0].dtype, tensors[0].device
     if device.type != "cpu":
         raise _AbsentError("it is compared on the CPU only")

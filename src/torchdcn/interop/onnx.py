@@ -78,7 +78,7 @@ def _check_packages() -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f'writing ONNX needs {" and ".join(missing)}, which are not installed; run: pip install "torchdcn[onnx]"'
+            f"writing ONNX needs {' and '.join(missing)}, which are not installed; run: pip install onnx onnxscript"
         )
 
 

@@ -71,7 +71,7 @@ def create_model(
         raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
     file = None if weights is None else _read(name, weights)
     info, state = (None, None) if file is None else (file.info, file.tensors)
-    settings = _resolved(name, info, state, weights_backbone, overrides)
+    settings = _resolved(name, info, state, weights, weights_backbone, overrides)
     model = RCNN(settings, num_classes or (classes_in(state) if state else None) or 80)
     model.name = name
     if file is not None:
@@ -110,14 +110,25 @@ def _load(model: RCNN, file: WeightsFile, weights: Any) -> None:
     # A file may lack mimicking's classifier, or have it for a model without: training alone needs it.
     own = {k: v for k, v in model.state_dict().items() if k.startswith(MIMIC_LAYERS)}
     state = own | {k: v for k, v in state.items() if k in own or not k.startswith(MIMIC_LAYERS)}
-    held = f" (it holds a {info.model})" if info is not None and info.model != model.name else ""
-    load_weights(model, state, f"weights: {weights}{held}")
+    try:
+        load_weights(model, state, f"weights: {weights}")
+    except ValueError as error:
+        _raise_if_of_another(model.name, info, weights, error)
+        raise
+
+
+def _raise_if_of_another(name: str, info: WeightsInfo | None, weights: Any, error: Exception) -> None:
+    """Two names may stand for one network, so that another name alone is no fault."""
+    if info is not None and info.model != name:
+        held = f"weights: {weights} holds a {info.model}, not a {name}"
+        raise ValueError(f"{held}; give that name, or weights of the model you named") from error
 
 
 def _resolved(
     name: str,
     info: WeightsInfo | None,
     state: dict[str, Tensor] | None,
+    weights: Any,
     weights_backbone: str | Path | None,
     overrides: dict[str, Any],
 ) -> Settings:
@@ -126,6 +137,7 @@ def _resolved(
     try:
         settings = settings_of(name, **saved)
     except (TypeError, ValueError) as error:
+        _raise_if_of_another(name, info, weights, error)
         raise ValueError(f"weights: the file's settings can't be used by this version: {error}") from error
     settings = replaced(settings, overrides)
     pretrained = state is not None or weights_backbone is not None

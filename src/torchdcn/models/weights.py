@@ -165,7 +165,7 @@ def read_info(path: str | Path) -> WeightsInfo | None:
         OSError: The file is missing or can't be read.
         ValueError: It is not a weights file, or what it says about itself does not hold together.
     """
-    path = _existing(path)
+    path = existing_file(path)
     if path.suffix != ".safetensors":
         return None
     try:
@@ -192,7 +192,7 @@ def read_weights(path: str | Path, argument: str = "weights") -> WeightsFile:
         OSError: The file is missing or can't be read.
         ValueError: It is not a weights file, or holds something else than tensors.
     """
-    path = _existing(path, argument)
+    path = existing_file(path, argument)
     kind = _kind(path)
     if path.suffix == ".safetensors":
         try:
@@ -270,7 +270,12 @@ def _kind(path: Path) -> str | None:
     return "torch" if head[:4] == b"PK\3\4" or head[:1] == pickle.PROTO else None  # zip, and before PyTorch 1.6
 
 
-def _existing(path: str | Path, argument: str = "weights") -> Path:
+def existing_file(path: str | Path, argument: str = "weights") -> Path:
+    """The path, of a file that is there.
+
+    Raises:
+        FileNotFoundError: It isn't.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{argument}: there is no file {str(path)!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .settings import BACKBONES, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True)
@@ -143,22 +143,26 @@ def settings_of(name: str, **overrides: Any) -> Settings:
     """The settings behind a name, with some of them replaced.
 
     Raises:
-        ValueError: If there is no model of that name (the message suggests the nearest), or a value is wrong.
+        ValueError: If there is no model of that name (the message suggests one that is near), or a value is wrong.
         TypeError: If an override is not a setting, or the name no text.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected one of list_models(), got {name!r}")
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
-        raise ValueError(f"name: there is no model {name!r}; did you mean {near!r}? list_models() names them all")
+        raise ValueError(f"name: there is no model {name!r};{_nearest(name, MODELS)} list_models() names them all")
     known = [field.name for field in fields(Settings)]
     for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise TypeError(
-                f"{key}: not a setting of a model; did you mean {near!r}? The settings are {', '.join(known)}"
-            )
+            if key == "pretrained":  # torchvision's word of old
+                raise TypeError(f"{key}: not a setting of a model; give weights= or weights_backbone=")
+            place = "torchdcn.models.settings.Settings lists them"
+            raise TypeError(f"{key}: not a setting of a model;{_nearest(key, known)} {place}")
     return replaced(MODELS[name], overrides)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" did you mean {near[0]!r}?" if near else ""
 
 
 def replaced(settings: Settings, overrides: Mapping[str, Any]) -> Settings:

@@ -7,9 +7,6 @@ products are counted as torch counts them, and its sampling, made of elementwise
 
 from __future__ import annotations
 
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._guards import detect_fake_mode
 
+from ..imports import when_imported
 from .reference_roi import samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
 
     from torch import Tensor
 
@@ -102,32 +98,6 @@ def _register() -> None:
         _registered(formula)
 
 
-_COUNTER = "torch.utils.flop_counter"
-
-
-class _OnImport(MetaPathFinder):
-    """Finds torch's counter as ever, and has the formulas registered as soon as it is there."""
-
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        if name != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            _register()
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # this one loader's
-        return spec
-
-
 def register_when_counting() -> None:
     """Registers the formulas, now or once torch's counter is imported: it brings Triton, which takes half a second."""
-    if _COUNTER in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _OnImport())
+    when_imported("torch.utils.flop_counter", _register)

@@ -62,7 +62,9 @@ class TrainConfig:
     out: str = _flag("Run", "Folder of the run.")
     epochs: int = _flag("Run", "Passes over the training images.", default=None)
     batch_size: int = _flag("Run", "Images a step, in each process.", default=2)
-    weights: str | None = _flag("Run", "Weights file to start from; by default from scratch.", default=None)
+    weights: str | None = _flag(
+        "Run", "Weights file to start from, or coco for the published ones; by default from scratch.", default=None
+    )
     weights_backbone: str | None = _flag("Run", "Weights of the backbone: imagenet, or a file.", default=None)
     seed: int = _flag("Run", "Of weights, shuffling, flips and sampling.", default=0)
     min_size: int | None = _flag("Images", "Short side in pixels.", default=None)

@@ -23,6 +23,9 @@ def choose_device(name: str | None = None, local_rank: int | None = None) -> tor
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from error
+    try:
         if local_rank is None or device.type != "cuda":
             torch.empty(0, device=device)
             return device

@@ -174,9 +174,10 @@ function load(name, bring) {
       pane.layers = { ...layers, values: new Float32Array(layers.bytes) };
     }
     setUpLayers();
-    const count = visible(state.panes[0]).length;
+    const counts = state.panes.map((pane) => visible(pane).length);
+    const objects = counts.length === 1 && counts[0] === 1 ? "object" : "objects";
     const shrunk = picture.original[0] > picture.width ? ` Shrunk from ${picture.original.join(" × ")} pixels.` : "";
-    say(`${count} object${count === 1 ? "" : "s"} found. Point at the picture; click to ask about a place.${shrunk}`);
+    say(`${counts.join(" and ")} ${objects} found. Point at the picture; click to ask about a place.${shrunk}`);
   });
 }
 
@@ -284,7 +285,8 @@ function pin(pinned) {
       showNumbers(state.panes);
       draw();
     }
-    say("Receptive field and saliency region are there. Escape lets go of the position.");
+    const escape = matchMedia("(hover: none)").matches ? "" : " Escape clears the position."; // a phone has no such key
+    say(`Receptive field and saliency region are there.${escape}`);
   });
 }
 
