@@ -22,7 +22,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# Index arithmetic beyond 2^31 elements: half an hour, and 9 GB of memory; docs/large.md.
+# Index arithmetic beyond 2^31 elements: half an hour to an hour and a quarter, 10 GB of free memory; docs/large.md.
 test-large: setup
 	$(BIN)/python -m pytest -s tests/large/beyond_32_bits.py
 

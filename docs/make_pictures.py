@@ -1,4 +1,4 @@
-"""Makes the README's picture: ``.venv/bin/python docs/make_pictures.py``, about 8 minutes of two CPU cores.
+"""Makes the README's picture: ``python docs/make_pictures.py``, about 8 minutes of two CPU cores.
 
 It is ``make demo`` trained twice as long; nothing is picked: the first held-out scenes, the surest detections.
 """

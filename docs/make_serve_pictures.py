@@ -1,7 +1,7 @@
-"""Makes the pictures of ``docs/serve.md``: ``.venv/bin/python docs/make_serve_pictures.py SCENE A B C``.
+"""Makes the pictures of ``docs/serve.md``: ``python docs/make_serve_pictures.py SCENE A B C``.
 
 SCENE is a picture; A, B and C are weights of ``mask_rcnn_r18_fpn_mdconv_c3-c5``, of ``mask_rcnn_r18_fpn`` and of
-``mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool``, trained on synthetic scenes. Needs Chromium, as ``tests/web`` does.
+``mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool``, trained on drawn scenes. Needs Chromium, as ``tests/web`` does.
 """
 
 from __future__ import annotations

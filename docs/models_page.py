@@ -28,7 +28,7 @@ CHECKS = {
         "with weights drawn by rule, what mmdetection computed: features and pooled regions to 5e-5, scores and deltas "
         "to 1e-4, 998 of 1000 proposals, 99 of 100 detections and masks, and the whole way from a picture's file; "
         "needs its results, which are not part of this project",
-        "test_parity.py",
+        "models/test_parity.py",
         frozenset(
             {
                 "mask_rcnn_r50_fpn_mdconv_c3-c5",
@@ -38,14 +38,14 @@ CHECKS = {
         ),
     ),
     "kept": Check(
-        "those of these numbers that this project keeps: features, proposals, scores, deltas, detections (of mdpool, "
-        "up to scores and deltas)",
-        "test_mmdet_numbers.py",
+        "a part of those results, which this project keeps: features, proposals, scores, deltas, detections "
+        "(of mdpool, only up to scores and deltas)",
+        "models/test_mmdet_numbers.py",
         frozenset({"faster_rcnn_r50_fpn_mdconv_c3-c5", "faster_rcnn_r50_fpn_mdpool"}),
     ),
     "keys": Check(
         "names and shapes of all tensors (needs mmdetection's lists), and the number of parameters",
-        "test_mmdet.py",
+        "interop/test_mmdet.py",
         frozenset(
             {
                 "faster_rcnn_r50_fpn",
@@ -65,7 +65,7 @@ CHECKS = {
     ),
     "step": Check(
         "a training step, with narrow heads and small pictures, gives every parameter that trains a finite gradient",
-        "test_training_step.py",
+        "models/test_training_step.py",
         frozenset(
             {
                 "faster_rcnn_r18_fpn",
@@ -82,7 +82,7 @@ CHECKS = {
             }
         ),
     ),
-    "layers": Check("the layers that the name says are there", "test_zoo.py", frozenset(list_models())),
+    "layers": Check("the layers that the name says are there", "models/test_zoo.py", frozenset(list_models())),
 }
 ALIASES = {"mask_rcnn_r50_fpn_fp16_mdconv_c3-c5": "mask_rcnn_r50_fpn_mdconv_c3-c5"}
 
@@ -101,7 +101,9 @@ compares them with the models. `torchdcn models` lists the same on the command l
   pixels as the network sees them ({SMALL[0]} x {SMALL[1]} for R-18), 1000 proposals, 100 detections, bins of
   2 x 2 samples.
 - **box AP, mask AP**: **published**, on COCO 2017 val, in percent. Nothing here has been evaluated on COCO.
-- **verified**: what holds a model to mmdetection 3.3's own results, or to itself; "layers" goes for all.
+- **verified**: which tests check the model, by the words of the next table: against what mmdetection 3.3 computed
+  ("stages", "kept", "keys"), or by itself ("step", "layers"). "layers" is true of all models and named only where it
+  is the one check.
 
 | word | what was compared | command |
 |---|---|---|
@@ -163,7 +165,7 @@ def line(*cells: str) -> str:
 def page() -> str:
     text = HEAD
     for word, check in CHECKS.items():
-        text += line(word, check.what, f"`pytest tests/models/{check.tests}`")
+        text += line(word, check.what, f"`pytest tests/{check.tests}`")
     text += TAIL
     left = list_models()
     for title, (words, belongs) in SECTIONS.items():

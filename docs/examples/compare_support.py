@@ -1,4 +1,4 @@
-"""The table of docs/seeing.md: ``OMP_NUM_THREADS=1 .venv/bin/python docs/examples/compare_support.py``.
+"""The table of docs/seeing.md: ``OMP_NUM_THREADS=1 python docs/examples/compare_support.py``.
 
 Asks three trained networks about the same nodes: every object of the first held-out scenes that all of them detect, as
 a box and as the position of layer3 nearest to its middle. What lies on the object is measured with the annotated mask.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torchdcn.cli import main
 from torchdcn.interop import to_mmdet
 from torchdcn.models import create_model
 from torchdcn.models.released import PUBLISHED
@@ -38,6 +40,14 @@ def test_the_page_runs_and_prints_what_it_says(
     written = torch.load("for_mmdet.pth", weights_only=True)["state_dict"]
     assert all(torch.equal(written[key], value) for key, value in to_mmdet(theirs).items())
     assert page["again"].category_ids == (17, 18)  # type: ignore[attr-defined]
+
+    commands = re.findall(r"^torchdcn convert .*$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(command)[1:])
+        assert caught.value.code == 0
+    assert Path("again.safetensors").read_bytes() == Path("weights.safetensors").read_bytes()
 
 
 def test_the_table_has_every_published_file() -> None:

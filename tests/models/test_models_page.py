@@ -14,7 +14,8 @@ from torchdcn.models import list_models
 from torchdcn.models.summary import summary
 from torchdcn.ops import available_backends
 
-from . import test_mmdet, test_mmdet_numbers, test_parity, test_training_step
+from ..interop import test_mmdet
+from . import test_mmdet_numbers, test_parity, test_training_step
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -53,8 +54,9 @@ def test_what_the_page_calls_verified_is_what_the_tests_compare(rows: dict[str, 
     checked = {word: check.names for word, check in script.CHECKS.items()}
     assert checked["stages"] == set(test_parity.CONFIGS.values())
     assert checked["kept"] == test_mmdet_numbers.MODELS
-    assert checked["keys"] == set(test_mmdet.CONFIGS.values())
+    assert checked["keys"] == set(test_mmdet.KEYS.values())
     assert checked["step"] == {name for name, _ in test_training_step.KINDS}
     assert all(rows[name][5] == script.verified(name) for name in list_models())
     for check in script.CHECKS.values():
-        assert (Path(__file__).parent / check.tests).is_file()
+        assert (DOCS.parent / "tests" / check.tests).is_file()
+        assert f"`pytest tests/{check.tests}`" in (DOCS / "models.md").read_text()
