@@ -1,7 +1,7 @@
-"""Makes the pictures of ``docs/serve.md``: ``python docs/make_serve_pictures.py SCENE A B C``.
+"""Makes the pictures of ``docs/serve.md``: ``python docs/make_serve_pictures.py SCENE A B OTHER C``.
 
-SCENE is a picture; A, B and C are weights of ``mask_rcnn_r18_fpn_mdconv_c3-c5``, of ``mask_rcnn_r18_fpn`` and of
-``mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool``, trained on drawn scenes. Needs Chromium, as ``tests/web`` does.
+SCENE and OTHER are pictures; A, B and C are weights of ``mask_rcnn_r18_fpn_mdconv_c3-c5``, of ``mask_rcnn_r18_fpn``
+and of ``mask_rcnn_r18_fpn_mdconv_c3-c5_mdpool``, trained on drawn scenes. Needs Chromium, as ``tests/web`` does.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def save(page: Page, name: str, full: bool = False) -> None:
 
 
 def main() -> None:
-    scene, deformable, regular, pooling = sys.argv[1:]
+    scene, deformable, regular, other, pooling = sys.argv[1:]
     first = ("--model", DEFORMABLE, "--weights", deformable)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
@@ -105,7 +105,7 @@ def main() -> None:
                 save(page, "phone")
         with (
             serving("--model", POOLING, "--weights", pooling) as url,
-            page_with(browser, url, scene, 1280, 830) as page,
+            page_with(browser, url, other, 1280, 830) as page,
         ):
             page.locator("#objects button").first.click()
             says(page, "are there")
