@@ -25,6 +25,7 @@ from .plotting import draw_sampling_points, loss_curve
 from .report import Gallery, Report, write_report
 from .training import TrainConfig, read_record, train
 from .training.device import choose_device
+from .training.folder import LOCK, alone_in
 from .training.progress import counter
 
 if TYPE_CHECKING:
@@ -148,14 +149,20 @@ def _clear_training(folder: Path) -> None:
     """Deletes an earlier demo's run, and nothing else that may be called so."""
     if not folder.exists():
         return
-    try:
-        earlier = TrainConfig.load(folder / "config.json")
-        ours = earlier.model == MODEL and Path(earlier.data).name == "scenes"
-    except (OSError, ValueError, TypeError):
-        ours = folder.is_dir() and not any(folder.iterdir())
-    if not ours:
-        raise FileExistsError(f"{folder}: is there already and not from a demo; choose another --out")
-    shutil.rmtree(folder)
+    foreign = FileExistsError(f"{folder}: is there already and not from a demo; choose another --out")
+    if not folder.is_dir():
+        raise foreign
+    with alone_in(folder):  # or it would be another demo's that runs just now
+        entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+        try:
+            earlier = TrainConfig.load(folder / "config.json")
+            ours = earlier.model == MODEL and Path(earlier.data).name == "scenes"
+        except (OSError, ValueError, TypeError):
+            ours = not entries
+        if not ours:
+            raise foreign
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _draw_detections(out: Path, found: list[tuple[Path, Detections]]) -> list[Gallery]:

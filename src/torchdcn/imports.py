@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -22,23 +24,30 @@ def when_imported(name: str, call: Callable[[], object]) -> None:
 
 
 class _OnImport(MetaPathFinder):
-    """Finds the module as ever, and calls when it is there."""
+    """Finds the module as ever, and calls once it has run: nobody's ``import`` may fail of it, nor use it up."""
 
     def __init__(self, name: str, call: Callable[[], object]) -> None:
         self.name, self.call = name, call
 
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+    def find_spec(self, name: str, path: Sequence[str] | None = None, *_: Any) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == self.name else None
         if spec is None or spec.loader is None:
-            return spec
+            return None  # other finders may know it: then nothing is called
         execute = spec.loader.exec_module
 
         def execute_and_call(module: ModuleType) -> None:
             execute(module)
-            self.call()
+            with suppress(ValueError):
+                sys.meta_path.remove(self)
+            self._call()
 
         spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]  # this one loader's
         return spec
+
+    def _call(self) -> None:
+        try:
+            self.call()
+        except Exception as error:
+            # Python's word for: another thread is importing just that, and waits for the module that has now run.
+            if type(error).__name__ != "_DeadlockError":
+                warnings.warn(f"{self.name} is imported, but not what torchdcn adds to it: {error}", stacklevel=2)

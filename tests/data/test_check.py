@@ -71,6 +71,11 @@ def test_all_faults_are_reported_at_once(folder: Folder) -> None:
         assert part in found
 
 
+def test_a_category_without_a_name_that_can_be_one_is_a_fault(folder: Folder) -> None:
+    folder.content["categories"][0]["name"] = ["fish"]
+    assert any("expected the name as text, got ['fish']" in fault for fault in check_folder(both(folder)).faults)
+
+
 def test_an_annotation_that_lacks_a_key_hides_no_other_fault(folder: Folder) -> None:
     for number in range(3):
         folder.add(bbox=(1, number, 4, 3))

@@ -31,6 +31,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return model, path
 
 
+@pytest.mark.parametrize("sizes", [{"min_size": 400, "max_size": 512}, {"min_size": 400}, {"min_size": (96, 400)}])
+def test_sizes_come_back_as_they_were(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    model = create_model("faster_rcnn_r18_fpn", num_classes=1, **sizes)
+    save_weights(model, tmp_path / "small.safetensors")
+    again = create_model("faster_rcnn_r18_fpn", weights=tmp_path / "small.safetensors")
+    assert (again.settings.min_size, again.settings.max_size) == (model.settings.min_size, model.settings.max_size)
+
+
 def test_a_file_knows_its_model_settings_and_classes(saved: Any):
     info = read_info(saved[1])
     assert info.model == NAME

@@ -186,7 +186,7 @@ def test_a_picture_without_objects_gives_every_parameter_a_gradient(name, mimic)
 def test_bad_input_is_told_once(jobs, tmp_path):
     run = jobs("/nowhere", tmp_path / "run", 2)
     assert run["codes"] == [1, 1], run
-    assert "".join(run["err"]).strip() == "error: /nowhere: there is no such folder"
+    assert "".join(run["err"]).strip() == "error: --data: /nowhere: there is no such folder"
     usage = jobs("/nowhere", tmp_path / "run", 2, epochs=0)
     assert usage["codes"] == [2, 2]
     assert "".join(usage["err"]).count("error: ") == 1

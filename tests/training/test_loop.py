@@ -1,3 +1,4 @@
+import copy
 import io
 import shutil
 from dataclasses import replace
@@ -76,6 +77,29 @@ def test_resuming_with_more_epochs_learns_at_the_longer_runs_rate(config):
     assert lines[2]["lr"] == config.lr / 10
     assert [line["lr"] for line in lines[3:]] == [config.lr * lr_factor(step, 6, longer) for step in (3, 4, 5)]
     assert lines[3]["lr"] == config.lr
+
+
+def test_resuming_with_fewer_epochs_than_are_done_trains_no_more(config):
+    train(replace(config, epochs=2), figures, console=quiet())
+    console = quiet()
+    assert train(replace(config, epochs=1), figures, resume=True, console=console) == {"bbox": {"AP": 0.5}}
+    lines = read_record(f"{config.out}/metrics.jsonl")
+    assert [(line["kind"], line["step"]) for line in lines][-2:] == [("train", 6), ("val", 6)]
+    assert "Evaluated already" in console.file.getvalue()
+
+
+def test_what_evaluates_may_copy_and_save_the_model(config, tmp_path):
+    def evaluate(model):
+        torch.save(copy.deepcopy(model), tmp_path / "model.pt")
+        return figures(model)
+
+    train(config, evaluate, console=quiet())
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_short_side_beyond_the_longest_is_warned_of(config):
+    with pytest.warns(UserWarning, match=r"^multi_scale: 160 is more than max_size, 128, lets a short side have$"):
+        train(replace(config, max_size=128, multi_scale=(48, 160)), console=quiet())
 
 
 def test_a_run_that_comes_to_nothing_puts_the_earlier_one_back(config, tmp_path, scenes):

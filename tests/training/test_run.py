@@ -22,7 +22,7 @@ from torchdcn.detector import Detector
 from torchdcn.training import Interrupted, read_checkpoint, read_record, train
 from torchdcn.training.batches import epoch_plan
 from torchdcn.training.checkpoint import read_last_good
-from torchdcn.training.folder import RunFolder
+from torchdcn.training.folder import alone_in
 
 DEFORMABLE = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 SLOW = os.environ.get("TORCHDCN_SLOW_TESTS") == "1"
@@ -180,7 +180,7 @@ def test_a_folder_is_one_runs_at_a_time(config, monkeypatch):
     monkeypatch.setattr("torchdcn.training.folder.SECONDS_FOR_THE_LOCK", 0)
     train(config, console=quiet())
     files = {file: file.stat().st_mtime_ns for file in Path(config.out).iterdir()}
-    with RunFolder(Path(config.out), resumed=True):
+    with alone_in(Path(config.out)):
         for resume in (False, True):
             with pytest.raises(OSError, match=rf"^out: {config.out} is another run's, which is still at work"):
                 train(replace(config, epochs=2), resume=resume, console=quiet())

@@ -56,6 +56,6 @@ def open_dataset(
         >>> open_dataset("/nowhere")
         Traceback (most recent call last):
             ...
-        FileNotFoundError: /nowhere: there is no such folder
+        FileNotFoundError: data: /nowhere: there is no such folder
     """
     return CocoDetection(coco_folder(data, progress, split), split, transforms, crowds=crowds, masks=masks)

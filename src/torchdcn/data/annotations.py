@@ -127,6 +127,8 @@ def _entry_faults(name: str, index: int, entry: Any) -> list[str]:
         return [f"{name}[{index}]: expected a JSON object, got {_short(entry)}"]
     missing = [key for key in KEYS[name] if key not in entry]
     found = [f"{name}[{index}] (id {entry.get('id', 'missing')}): the key {key} is missing" for key in missing]
+    if name == "categories" and not isinstance(entry.get("name", ""), (str, int, float)):
+        found.append(f"{name}[{index}]: expected the name as text, got {_short(entry['name'])}")
     if "id" in entry and type(entry["id"]) is not int:
         found.append(f"{name}[{index}]: expected an integer id, got {_short(entry['id'])}")
     return found

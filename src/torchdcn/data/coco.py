@@ -231,7 +231,7 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
         FileNotFoundError: One of them, or the whole folder, is missing.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: there is no such folder")
+        raise FileNotFoundError(f"data: {root}: there is no such folder")
     folder = root / "annotations"
     files = [folder / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
     annotation_file = next((file for file in files if file.is_file()), None)

@@ -21,7 +21,7 @@ from .weights import (
     name_classes,
     read_weights,
 )
-from .zoo import replaced, settings_of
+from .zoo import MODELS, replaced, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,7 +135,8 @@ def _resolved(
     """The settings, with those that depend on what the weights are."""
     saved = info.settings if info is not None else {}
     try:
-        settings = settings_of(name, **saved)
+        # With its longest side, which such a file only has where it is not the name's own.
+        settings = settings_of(name, **({"max_size": MODELS[name].max_size} | saved))
     except (TypeError, ValueError) as error:
         _raise_if_of_another(name, info, weights, error)
         raise ValueError(f"weights: the file's settings can't be used by this version: {error}") from error

@@ -120,10 +120,7 @@ class TrainConfig:
             "multi_scale": (all(s >= 16 for s in self.multi_scale), "short sides of at least 16 pixels"),
             "repeat_factor_threshold": (0 <= self.repeat_factor_threshold <= 1, "a share of the images from 0 to 1"),
             "min_size": (self.min_size is None or self.min_size >= 16, "at least 16 pixels"),
-            "max_size": (
-                self.max_size is None or self.max_size >= max(self.min_size or 16, *self.multi_scale, 0),
-                "at least min_size and the largest of multi_scale",
-            ),
+            "max_size": (self.max_size is None or self.max_size >= (self.min_size or 16), "at least min_size"),
             "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
             "amp": (self.amp in AMP, " or ".join(map(repr, AMP))),
             "workers": (self.workers >= 0, "0 or more"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,44 @@ from ..files import make_folder, remove_leftovers
 from . import checkpoint, record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
 ATOMIC = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME)
+WRITTEN = (*ATOMIC, checkpoint.PREVIOUS, checkpoint.DAMAGED, "events.out.tfevents.*")
 LOCK = ".lock"
 SECONDS_FOR_THE_LOCK = 10.0  # a killed run's workers may live on for as long, and hold it
-WRITTEN = (*ATOMIC, checkpoint.PREVIOUS, checkpoint.DAMAGED, "events.out.tfevents.*")
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """While no other run works in the folder, which is made for it, and taken away again if nothing comes to be in it.
+
+    Raises:
+        OSError: The folder can't be made or written, or another run is at work in it.
+    """
+    from filelock import FileLock, Timeout
+
+    existed = path.exists()
+    make_folder(path, "out")
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=SECONDS_FOR_THE_LOCK)
+    except Timeout:
+        raise OSError(
+            f"out: {path} is another run's, which is still at work; wait for it, stop it, or choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(f"out: {path} can't be locked ({error}): see to it that no other run writes there", stacklevel=2)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # before it is released, or it could be another run's by now; Windows won't have it so
+            (path / LOCK).unlink()
+        lock.release()
+        if not existed and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 class RunFolder:
@@ -31,7 +64,7 @@ class RunFolder:
             into a folder of its own (``moved_to``), so that no run is ever lost by starting another.
 
     Raises:
-        OSError: The folder can't be made or written, or another run is at work in it.
+        OSError: The folder can't be made or written.
     """
 
     def __init__(self, path: Path, resumed: bool) -> None:
@@ -40,31 +73,10 @@ class RunFolder:
         self.existed = path.exists()
         self.moved_to: Path | None = None
         make_folder(path, "out")
-        self._lock()
-        try:
-            for name in ATOMIC:
-                remove_leftovers(path / name)
-            if not resumed:
-                self._move_earlier()
-        except BaseException:
-            self._unlock()
-            raise
-
-    def _lock(self) -> None:
-        from filelock import FileLock, Timeout
-
-        self.lock = FileLock(self.path / LOCK)
-        try:
-            self.lock.acquire(timeout=SECONDS_FOR_THE_LOCK)
-        except Timeout:
-            raise OSError(
-                f"out: {self.path} is another run's, which is still at work; wait for it, stop it, or choose another "
-                "folder"
-            ) from None
-
-    def _unlock(self) -> None:
-        (self.path / LOCK).unlink(missing_ok=True)
-        self.lock.release()
+        for name in ATOMIC:
+            remove_leftovers(path / name)
+        if not resumed:
+            self._move_earlier()
 
     def _files(self) -> list[Path]:
         return sorted(file for pattern in WRITTEN for file in self.path.glob(pattern))
@@ -90,18 +102,13 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is not None and not self.saved and not isinstance(error, FloatingPointError):
-                self._put_back()
-        finally:
-            self._unlock()
-        if not self.existed and not any(self.path.iterdir()):
-            self.path.rmdir()
-
-    def _put_back(self) -> None:
+        if error is None or self.saved or isinstance(error, FloatingPointError):
+            return
         for file in self._files():
             file.unlink()
         if self.moved_to is not None:
             for file in self.moved_to.iterdir():
                 shutil.move(file, self.path / file.name)
             self.moved_to.rmdir()
+        if not self.existed and not any(self.path.iterdir()):
+            self.path.rmdir()

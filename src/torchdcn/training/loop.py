@@ -12,7 +12,7 @@ from rich.console import Console
 
 from .checkpoint import restore
 from .distributed import joined
-from .folder import RunFolder
+from .folder import RunFolder, alone_in
 from .recipes import lr_factor
 from .record import Record
 from .repeats import dataset_factors, epoch_length
@@ -66,7 +66,10 @@ def train(
         >>> train(config)  # doctest: +SKIP
         {}
     """
-    with joined(on_cuda(config)) as processes:
+    with joined(on_cuda(config)) as processes, ExitStack() as held:
+        with processes.together():
+            if processes.first:  # before a checkpoint is read: another run could be about to write the next
+                held.enter_context(alone_in(Path(config.out)))
         shown = (console or Console()) if processes.first else Console(quiet=True)
         return _train(config, evaluate, resume, shown, processes)
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        with suppress(OSError):  # the terminal may be gone
+            self.progress.stop()
         try:
             self.events.close()
         except OSError:  # a full disk, say: not to be told instead of what has ended the run

@@ -41,6 +41,18 @@ MOST_OVERFLOWS = 50
 
 
 @dataclass
+class _LeaveIfAsked:
+    """Called before each image of an evaluation. It holds no more than it needs: who evaluates may copy the model."""
+
+    stop: StopRequest
+    message: str
+
+    def __call__(self, *_: Any) -> None:
+        if self.stop.signal is not None:
+            raise Interrupted(self.message, self.stop.signal)
+
+
+@dataclass
 class Run:
     """One process's part of a run. Only the first process has a folder and a record: it does all the writing."""
 
@@ -85,8 +97,10 @@ class Run:
         known = self.processes.from_first(self.record.figures(self.state.step) if self.record is not None else {})
         while True:
             if self._evaluation_is_due():
+                if known:
+                    self.console.print("Evaluated already: the figures are in metrics.json", highlight=False)
                 metrics = known or self._evaluated()
-            if self.state.epoch == self.config.epochs:
+            if self.state.epoch >= self.config.epochs:  # more, where a run goes on with fewer than it had
                 break
             self._epoch()
             known = {}
@@ -98,9 +112,9 @@ class Run:
     def _evaluation_is_due(self) -> bool:
         """Whether an epoch after which there is one has just ended."""
         state, every = self.state, self.config.eval_every
-        if not state.step or state.batch:
-            return False
-        return state.epoch == self.config.epochs or (every > 0 and state.epoch % every == 0)
+        if state.epoch >= self.config.epochs:
+            return True
+        return state.epoch > 0 and not state.batch and every > 0 and state.epoch % every == 0
 
     def _epoch(self) -> None:
         """Trains on what is left of the epoch, and saves."""
@@ -204,9 +218,12 @@ class Run:
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip or math.inf)
         figures = {"loss": sum(values.values()), **values} | self._gradient(float(norm), batch.draws)
-        state.scaler.step(state.optimizer)
+        if "gradient_norm" in figures:
+            state.scaler.step(state.optimizer)
+            state.scheduler.step()
+        else:
+            self._pass_over()
         state.scaler.update()
-        state.scheduler.step()
         return figures
 
     def _gradient(self, norm: float, draws: list[Draw]) -> dict[str, float]:
@@ -240,7 +257,7 @@ class Run:
         return losses
 
     def _pass_over(self) -> None:
-        """A step without an image that can be read: the learning rate goes on, the weights stay."""
+        """A step without an image that can be read, or a gradient: the learning rate goes on, the weights stay."""
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.optimizer.step()  # does nothing, but the schedule wants to see one
         self.state.scheduler.step()
@@ -314,7 +331,8 @@ class Run:
         if self.evaluate is None:
             return {}
         self.processes.share_statistics(self.state.model)
-        watch = self.state.model.register_forward_pre_hook(self._stop_if_asked)
+        message = str(self._interrupted(0))
+        watch = self.state.model.register_forward_pre_hook(_LeaveIfAsked(self.stop, message))
         try:
             metrics = self.evaluate(self.state.model)
         finally:
@@ -326,10 +344,6 @@ class Run:
                 self.record.evaluation(self.state.epoch, self.state.step, metrics)
             self._show(self.record)
         return metrics
-
-    def _stop_if_asked(self, *_: Any) -> None:
-        if self.stop.signal is not None:
-            raise self._interrupted(self.stop.signal)
 
     def _show(self, record: Record) -> None:
         """Pictures for TensorBoard, if ``evaluate`` draws some; they must not end a run."""

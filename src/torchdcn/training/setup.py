@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,11 @@ def tell_settings(config: TrainConfig, steps: int, processes: int, console: Cons
         warnings.warn(
             f"recipe: {config.recipe} expects pretrained weights (--weights-backbone imagenet, or --weights FILE); "
             "without them this run is from scratch: nothing is frozen, normalisation is trained",
+            stacklevel=2,
+        )
+    if config.multi_scale and max(config.multi_scale) > (config.max_size or math.inf):
+        warnings.warn(
+            f"multi_scale: {max(config.multi_scale)} is more than max_size, {config.max_size}, lets a short side have",
             stacklevel=2,
         )
     if config.warmup_steps > steps / 10:

@@ -33,7 +33,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(notice: str = "") -> Iterator[StopRequest]:
-    """Notes the first of ``STOPPING`` within the block instead of dying of it; a second one kills as usual.
+    """Notes the first of ``STOPPING`` within the block instead of dying of it; a second one kills, but for SIGHUP.
 
     Args:
         notice: Written to standard error at the first one.
@@ -48,6 +48,9 @@ def stop_requests(notice: str = "") -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
         for each in watched:
+            if each == hangup:  # it comes twice, from the shell and from the kernel
+                signal.signal(each, signal.SIG_IGN)
+                continue
             # A shell lets what it starts in the background ignore Ctrl-C; the notice must be true there too.
             ignored = each == signal.SIGINT and before[each] == signal.SIG_IGN
             signal.signal(each, signal.default_int_handler if ignored else before[each])
