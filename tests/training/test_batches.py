@@ -59,7 +59,7 @@ def test_loading_leaves_the_generator_of_the_training_process_alone():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_arrives_as_its_own_error(workers):
     plan = epoch_plan(7, 2, seed=0, epoch=0)
-    with pytest.raises(OSError, match=r"^pictures/7\.png: can't be read$"):
+    with pytest.raises(OSError, match=r"^pictures/7\.png: can't be read; mend it, or go on .* by --skip-bad-images$"):
         list(load_batches(Noise(broken=4), plan, collate, workers))
 
 
