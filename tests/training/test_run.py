@@ -188,6 +188,17 @@ def test_a_folder_is_one_runs_at_a_time(config, monkeypatch):
     train(replace(config, epochs=2), resume=True, console=quiet())
 
 
+@pytest.mark.parametrize("error", [OSError("Operation not supported"), NotImplementedError("no flock")], ids=repr)
+def test_a_file_system_without_locks_is_warned_of_and_trained_on(tmp_path, monkeypatch, error):
+    def refuse(self, timeout):  # noqa: ARG001  # filelock's signature
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.warns(UserWarning, match=rf"can't be locked \({error}\)"), alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "last.safetensors").write_text("weights")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["last.safetensors"]
+
+
 def test_a_resumed_run_wants_the_same_images(config, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "data")
     config = replace(config, data=str(data))

@@ -40,7 +40,10 @@ def alone_in(path: Path) -> Iterator[None]:
         raise OSError(
             f"out: {path} is another run's, which is still at work; wait for it, stop it, or choose another folder"
         ) from None
-    except (OSError, NotImplementedError) as error:
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # of a file system without locks: the second, where filelock 3 says so
         warnings.warn(f"out: {path} can't be locked ({error}): see to it that no other run writes there", stacklevel=2)
     try:
         yield
