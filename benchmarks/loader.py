@@ -12,6 +12,7 @@ import torch
 
 from torchdcn.data import collate, open_dataset, train_transforms
 from torchdcn.models import create_model
+from torchdcn.nn.layout import channels_last
 from torchdcn.training.batches import epoch_plan, load_batches
 from torchdcn.training.sampling import seeded_samplers
 
@@ -47,7 +48,7 @@ def main() -> None:
 def training_step(options: argparse.Namespace, dataset: Any) -> Callable[[Any], None]:
     torch.manual_seed(0)
     settings = {"min_size": options.min_size, "num_classes": len(dataset.class_names)}
-    model = create_model(options.model, **settings).to(memory_format=torch.channels_last)
+    model = channels_last(create_model(options.model, **settings))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     samplers = seeded_samplers(model)
 

@@ -21,6 +21,7 @@ from .evaluation import evaluations_of, metrics_table
 from .files import make_folder, write_atomically
 from .images import load_image
 from .models import create_model
+from .nn.layout import to_device
 from .plotting import draw_sampling_points, loss_curve
 from .report import Gallery, Report, write_report
 from .training import TrainConfig, read_record, train
@@ -100,7 +101,7 @@ def run_demo(
     trained = time.monotonic() - trained
 
     weights = Path(config.out) / "last.safetensors"
-    detector = Detector(create_model(MODEL, weights=weights), device=choose_device(device))
+    detector = Detector(to_device(create_model(MODEL, weights=weights), choose_device(device)))
     dataset = CocoDetection(scenes, "val")
     with counter("evaluating", console) as progress:
         evaluations, _ = evaluations_of(detector, dataset, progress)

@@ -130,7 +130,7 @@ class Detections:
             self.category_ids,
         )
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO-format results: what ``json.dump`` and :func:`torchdcn.evaluation.evaluate_coco` take.
 
         Args:

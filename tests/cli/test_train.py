@@ -92,7 +92,6 @@ def test_a_check_needs_data_alone(run):
 
 
 def test_a_yolo_folder_is_trained_on_and_evaluated(run, scenes, tmp_path, monkeypatch):
-    pytest.importorskip("supervision", reason="YOLO folders are read by supervision: pip install supervision")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = as_yolo(scenes, tmp_path / "yolo")
     model = ["--data", data, "--model", "faster_rcnn_r18_fpn"]

@@ -250,5 +250,14 @@ def test_an_image_of_another_dtype_than_the_model_is_named(detector: RCNN):
         detector([torch.rand(3, 8, 8), torch.rand(3, 8, 8).double()])
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (1.5, 0), (1, -0.5), (float("nan"), 0), (float("inf"), 0)])
+def test_training_refuses_pictures_whose_values_are_not_in_0_to_1_as_the_detector_does(
+    scale: float, shift: float, target: Any
+):
+    good, bad = images((64, 80), (64, 80))
+    with pytest.raises(ValueError, match=r"images\[1\]: expected values in 0\.\.1, got .*; divide bytes by 255"):
+        small(FASTER)([good, bad * scale + shift], [target((8, 8, 40, 40)), target()])
+
+
 def test_tiny_images_work(detector: RCNN):
     assert detect(detector, [torch.rand(3, 1, 1)])[0]["masks"].shape[1:] == (1, 1, 1)

@@ -125,15 +125,6 @@ def test_packs_give_what_mmcv_computed_from_such_a_prediction() -> None:
         torch.testing.assert_close(layer(tensors["x"]), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("pack", [DeformConv2dPack, ModulatedDeformConv2dPack])
-def test_resetting_a_pack_makes_it_a_plain_convolution_again(pack: type[DeformConv2dPack]) -> None:
-    layer = pack(4, 4, 3)
-    for parameter in offset_parameters(layer):
-        torch.nn.init.ones_(parameter)
-    layer.reset_parameters()
-    assert not any(parameter.any() for parameter in offset_parameters(layer))
-
-
 def test_a_pack_prints_what_makes_it_differ() -> None:
     layer = ModulatedDeformConv2dPack(8, 12, 3, padding=1, groups=2, deform_groups=4, bias=False)
     assert repr(layer).splitlines()[1].strip() == (
@@ -192,3 +183,11 @@ def test_packs_predict_in_float32_within_autocast(pack: type[DeformConv2dPack]) 
         assert layer(input.bfloat16()).dtype == torch.bfloat16  # as it comes from the layer before
     torch.testing.assert_close(offset, expected[0])
     torch.testing.assert_close(mask, expected[1])
+
+
+@pytest.mark.parametrize("pack", [DeformConv2dPack, ModulatedDeformConv2dPack])
+def test_packs_tell_their_outputs_shape_on_the_meta_device(pack: type[DeformConv2dPack]) -> None:
+    with torch.device("meta"):
+        output = pack(8, 12, 3, stride=2, padding=1)(torch.rand(2, 8, 9, 7))
+    assert output.is_meta
+    assert output.shape == (2, 12, 5, 4)

@@ -49,10 +49,11 @@ def test_each_format_is_read_as_the_detector_reads_it(kind: str, tmp_path: Path)
     assert np.array_equal(pixels, load_image(file))
 
 
-def test_a_photo_on_its_side_is_turned_upright() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])  # TIFF: Pillow turns it by itself
+def test_a_photo_on_its_side_is_turned_upright(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    pixels, size = read_picture(saved(Image.fromarray(noise(40, 60)), "JPEG", exif=exif))
+    pixels, size = read_picture(saved(Image.fromarray(noise(40, 60)), kind, exif=exif))
     assert pixels.shape == (60, 40, 3)
     assert size == (60, 40)
 

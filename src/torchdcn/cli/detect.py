@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ..detections import Detections
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
 
 @verb(
     "detect",
@@ -104,10 +102,12 @@ def detect(
 
 
 def _pictures(given: list[Path]) -> list[Path]:
+    from ..images import is_picture
+
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and _is_shown(p))
+            inside = sorted(p for p in path.iterdir() if is_picture(p))
             if not inside:
                 raise FileNotFoundError(f"{path}: there are no pictures in this folder")
             paths += inside
@@ -116,11 +116,6 @@ def _pictures(given: list[Path]) -> list[Path]:
     if not paths:
         bad_usage("IMAGE: expected at least one picture")
     return paths
-
-
-def _is_shown(path: Path) -> bool:
-    """No folder, and no hidden file: other systems leave some that are named like the pictures."""
-    return path.is_file() and not path.name.startswith(".")
 
 
 def _faults(paths: list[Path]) -> dict[Path, str]:
@@ -168,12 +163,16 @@ def output_names(paths: list[Path]) -> list[str]:
 
 
 def _refuse_to_overwrite(paths: list[Path], written: list[Path], argument: str, instead: str) -> None:
+    from ..images import picture_suffixes
+
     given = {path.resolve() for path in paths}
     folders = {path.parent for path in given}
     for path in written:
         place = path.resolve()
         # A picture beside those given is the user's own too, even if it was not given.
-        if place in given or (place.suffix.lower() in SUFFIXES and place.parent in folders and place.exists()):
+        if place in given or (
+            place.suffix.lower() in picture_suffixes() and place.parent in folders and place.exists()
+        ):
             raise FileExistsError(f"{argument}: would overwrite {path}; {instead}")
 
 

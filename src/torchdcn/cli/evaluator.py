@@ -80,14 +80,13 @@ class Evaluator:
 
         The pictures are the same each time: spread over those with objects.
         """
-        from ..data.images import read_image
         from ..detector import Detector
         from ..plotting import detections_grid
 
         detector = Detector(model)
         found, samples = [], []
         for index in self._shown():
-            image = read_image(self.dataset.image_path(index))
+            image = self.dataset.read_image(index)
             found.append(detector(image).draw(image, score_threshold=SCORE, scale=None))
             sample = self._samples(detector, index, image)
             samples += [] if sample is None else [sample]

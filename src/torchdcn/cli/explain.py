@@ -78,6 +78,7 @@ def explain(
     from ..files import make_folder
     from ..images import load_image
     from ..models import create_model
+    from ..nn.layout import to_device
     from ..training.device import choose_device
 
     if (at is None) == (roi is None):
@@ -92,7 +93,7 @@ def explain(
     for name, file in [(model, weights), *(model_and_weights(text) for text in compare or [])]:
         with said_as(COMPARED if networks else {}):
             network = create_model(name, weights=file, **overrides)
-        network = network.to(choose_device(device))
+        network = to_device(network, choose_device(device))
         if file is None:
             warnings.warn(f"{name} has random weights, so what it looks at means nothing; give weights", stacklevel=2)
         networks.append((network, file))

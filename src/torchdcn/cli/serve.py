@@ -93,6 +93,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _networks(wanted: list[tuple[str, str | None]], min_size: int | None, device: str | None) -> list[Network]:
     from ..models import create_model
+    from ..nn.layout import to_device
     from ..training.device import choose_device
     from ..web.networks import Network
 
@@ -101,7 +102,7 @@ def _networks(wanted: list[tuple[str, str | None]], min_size: int | None, device
     for number, (name, file) in enumerate(wanted):
         with said_as(COMPARED if number else {}):
             network = create_model(name, weights=file, **overrides)
-        network = network.to(choose_device(device))
+        network = to_device(network, choose_device(device))
         networks.append(Network(network, None if file is None else _shown(file)))
     random = [network.model.name for network in networks if network.weights is None]
     if random:

@@ -113,14 +113,17 @@ def _settings(given: Mapping[str, Any], settings: list[str], saved: TrainConfig 
 def _check(given: Mapping[str, Any], saved: Path | None) -> None:
     """Reports on the data set; 1 is the exit code if it has faults."""
     from ..data.check import check_folder
+    from ..models.zoo import settings_of
     from ..training.progress import counter
 
-    data = given.get("data") or (TrainConfig.load(saved).data if saved is not None else None)
+    config = {} if saved is None else TrainConfig.load(saved).to_dict()
+    data, model = (given.get(name, config.get(name)) for name in ("data", "model"))
     if data is None:
         bad_usage("Missing option '--data'. (see torchdcn train --help)")
+    masks = settings_of(model).masks if model else None
     out = console()
     with counter("reading images", out) as progress:
-        report = check_folder(data, progress=progress)
+        report = check_folder(data, progress=progress, masks=masks)
     for line in report.lines():
         out.print(line, markup=False, soft_wrap=True)
     if report.faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from .coco import CocoDetection, require_objects
@@ -36,12 +37,12 @@ def open_dataset(
 ) -> CocoDetection:
     """Opens a folder in COCO's format, or the embedded data set, which is drawn at its first use.
 
-    A YOLO or Pascal VOC folder is converted at its first use (:func:`~torchdcn.data.converters.converted`).
+    A YOLO or Pascal VOC folder is converted at its first use. What is left out of the data is told in warnings.
 
     Args:
         data: A folder, or ``"synthetic"``: :func:`make_synthetic` with its defaults, kept in
             ``$XDG_CACHE_HOME/torchdcn`` or ``~/.cache/torchdcn``. (A folder of that name is ``./synthetic``.)
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"``, ``"val"``, or any other that the data has.
         transforms: See :class:`CocoDetection`, as for ``crowds`` and ``masks``.
         crowds: Keep regions marked as crowds.
         masks: Give masks.
@@ -58,4 +59,7 @@ def open_dataset(
             ...
         FileNotFoundError: data: /nowhere: there is no such folder
     """
-    return CocoDetection(coco_folder(data, progress, split), split, transforms, crowds=crowds, masks=masks)
+    dataset = CocoDetection(coco_folder(data, progress, split), split, transforms, crowds=crowds, masks=masks)
+    for note in dataset.notes:
+        warnings.warn(f"{split}: {note}", stacklevel=2)
+    return dataset

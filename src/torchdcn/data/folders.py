@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .converters import converted, kind_of_folder
+from .formats import find_format
+from .formats.convert import convert_to_coco, convert_unsplit
+from .formats.unsplit import find_unsplit
 from .synthetic import VERSION, make_synthetic, remove_leftovers
 
 if TYPE_CHECKING:
@@ -25,14 +27,18 @@ def coco_folder(data: str | Path, progress: Callable[[int, int], None] | None = 
         split: The one that is needed.
 
     Raises:
-        FileNotFoundError: A YOLO or Pascal VOC folder without that split.
-        ValueError: A YOLO or Pascal VOC folder that can't be converted.
-        ImportError: It is such a folder, and supervision isn't installed.
+        FileNotFoundError: A folder that is to be converted, without that split.
+        LabelsError: A YOLO or Pascal VOC folder that can't be converted; a ValueError.
+        ValueError: An annotation file without splits that can't be read.
     """
     if str(data) == "synthetic":
         return synthetic_folder(progress)
-    kind = kind_of_folder(Path(data))
-    return Path(data) if kind in (None, "coco") else converted(Path(data), _cache(), progress, split)
+    root = Path(data)
+    labels = find_format(root)
+    if labels is not None:
+        return convert_to_coco(labels(root), root, _cache(), progress, split)
+    whole = find_unsplit(root)
+    return root if whole is None else convert_unsplit(whole, root, _cache(), split)
 
 
 def _cache() -> Path:

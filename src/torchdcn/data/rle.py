@@ -27,20 +27,34 @@ def rle_fault(segmentation: Any, height: int, width: int) -> str:
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         return f"expected an RLE of size [{height}, {width}] as its image, got {_short(size)}"
     if isinstance(counts, (str, bytes)):
-        covered = _covered(counts)
-        if covered is None:
+        compressed = _run_lengths(counts)
+        if compressed is None:
             return f"its RLE is damaged: {_short(counts)} is not COCO's compressed form"
+        runs = compressed
     elif isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts):
-        covered = sum(counts)
+        runs = counts
     else:
         return f"expected the counts of an RLE as a string or integers, got {_short(counts)}"
-    if covered != height * width:
-        return f"its RLE covers {covered} pixels, its image has {height * width}"
+    if sum(runs) != height * width:
+        return f"its RLE covers {sum(runs)} pixels, its image has {height * width}"
     return ""
 
 
-def _covered(counts: str | bytes) -> int | None:
-    """The sum of compressed run lengths, or None for what are none.
+def rle_is_empty(segmentation: dict[str, Any]) -> bool:
+    """Whether a sound run-length encoding covers no pixel of its object.
+
+    Example:
+        >>> from torchdcn.data.rle import rle_is_empty
+        >>> rle_is_empty({"size": [8, 12], "counts": [96]}), rle_is_empty({"size": [8, 12], "counts": [90, 6]})
+        (True, False)
+    """
+    counts = segmentation["counts"]
+    runs = _run_lengths(counts) if isinstance(counts, (str, bytes)) else counts
+    return runs is None or not any(runs[1::2])
+
+
+def _run_lengths(counts: str | bytes) -> list[int] | None:
+    """Run lengths from COCO's compressed form, or None for what is not that form.
 
     A number is a row of characters from "0" on, five bits each, the lowest first; the sixth bit says that more follow,
     and the fifth of the last one is the sign. From the fourth on, a number is the change since the last but one.
@@ -48,7 +62,7 @@ def _covered(counts: str | bytes) -> int | None:
     raw = counts.encode("utf-8") if isinstance(counts, str) else counts
     digits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     if not digits.size:
-        return 0
+        return []
     ends = np.flatnonzero(digits < 32)
     if digits.min() < 0 or digits.max() > 63 or not ends.size or ends[-1] != digits.size - 1:
         return None
@@ -61,7 +75,8 @@ def _covered(counts: str | bytes) -> int | None:
     runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return None if runs.min() < 0 else int(runs.sum())
+    lengths_of_runs: list[int] = runs.tolist()
+    return None if runs.min() < 0 else lengths_of_runs
 
 
 def _short(value: Any) -> str:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 
-from ..data.rle import rle_fault
+from ..data.annotations import other_kind
+from .ground_truth import (
+    GroundTruth,
+    IouType,
+    Truth,
+    as_id,
+    for_evaluator,
+    is_box,
+    is_finite,
+    read_ground_truth,
+    require_keys,
+    to_rle,
+    warn_of_empty_masks,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rich.table import Table
 
-IouType = Literal["bbox", "segm"]
-GroundTruth = str | os.PathLike[str] | Mapping[str, Any]
+    from .ground_truth import Id
+
 Result = Mapping[str, Any]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -53,7 +63,7 @@ def evaluate_coco(
     missed, detections of classes that the ground truth does not know left out, -1 where there is nothing to
     measure (no large object: ``APl`` is -1). Detections are small, medium or large by their mask's area for
     masks and their box's for boxes. An annotation may have any id, 0 too, for which pycocotools takes a match
-    for a miss.
+    for a miss. Ids of images and categories are integers or text; ``"7"``, ``"007"`` and ``7`` are three.
 
     Args:
         ground_truth_json: Path of an ``instances_*.json``, or its content. Stays as it was.
@@ -66,7 +76,8 @@ def evaluate_coco(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not COCO's format, or a result lacks something or is not of this data set.
+        ValueError: The file is not COCO's format, or a result lacks something or is not of this data set; the
+            message begins with the argument and names the entry.
 
     Example:
         >>> from torchdcn.evaluation import evaluate_coco
@@ -91,100 +102,56 @@ def evaluate(
     """As :func:`evaluate_coco`, with figures by class and precision over recall."""
     if isinstance(iou_types, str) or not iou_types or not set(iou_types) <= {"bbox", "segm"}:
         raise ValueError(f'iou_types: expected "bbox", "segm" or both in a list, got {iou_types!r}')
-    truth = read_ground_truth(ground_truth_json)
+    return evaluate_truth(read_ground_truth(ground_truth_json), results, iou_types)
+
+
+def evaluate_truth(truth: Truth, results: Sequence[Result], iou_types: Sequence[IouType]) -> dict[str, Evaluation]:
+    """As :func:`evaluate`, for a ground truth that has been read."""
     _check_results(results, truth)
+    if "segm" in iou_types:
+        warn_of_empty_masks(truth)
     return {iou_type: _evaluate_one(truth, results, iou_type) for iou_type in iou_types}
 
 
-def read_ground_truth(source: GroundTruth) -> Mapping[str, Any]:
-    """The content of an ``instances_*.json``, checked as far as every figure needs it."""
-    if isinstance(source, Mapping):
-        name, truth = "the mapping given", source
-    else:
-        name = str(source)
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"ground_truth_json: {name} does not exist")
-        try:
-            truth = json.loads(Path(source).read_text(encoding="utf-8"))
-        except ValueError as error:  # bad JSON, or not text
-            raise ValueError(f"ground_truth_json: {name} is not JSON: {error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(truth, Mapping) or not isinstance(truth.get(key), list):
-            raise ValueError(f'ground_truth_json: expected COCO\'s format with a list "{key}" in {name}')
-    _check_ground_truth(truth, name)
-    return truth
-
-
-def _need(entry: Any, keys: Sequence[str], where: str) -> None:
-    missing = [key for key in keys if key not in entry] if isinstance(entry, Mapping) else keys
-    if missing:
-        raise ValueError(f'{where} has no "{missing[0]}"')
-
-
-def _check_ground_truth(truth: Mapping[str, Any], name: str) -> None:
-    for key, needed in (("images", ["id", "height", "width"]), ("categories", ["id"])):
-        for index, entry in enumerate(truth[key]):
-            _need(entry, needed, f"ground_truth_json: {name}: {key}[{index}]")
-    for index, entry in enumerate(truth["annotations"]):
-        where = f"ground_truth_json: {name}: annotations[{index}]"
-        _need(entry, ["image_id", "category_id"], where)
-        if "bbox" in entry and not _is_box(entry["bbox"]):
-            raise ValueError(f"{where} has the bbox {entry['bbox']}, expected finite x, y, width, height")
-
-
-def _is_box(box: Any) -> bool:
-    try:
-        return len(box) == 4 and all(math.isfinite(value) for value in box)
-    except TypeError:  # None, or no numbers
-        return False
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except TypeError:
-        return False
-
-
-def _check_results(results: Sequence[Result], truth: Mapping[str, Any]) -> None:
-    image_ids = {int(image["id"]) for image in truth["images"]}
-    category_ids = {int(category["id"]) for category in truth["categories"]}
+def _check_results(results: Sequence[Result], truth: Truth) -> None:
     known = False
     for index, result in enumerate(results):
         where = f"results: entry {index}"
-        _need(result, ["image_id", "category_id", "score"], where)
-        if int(result["image_id"]) not in image_ids:
-            raise ValueError(f"{where} has the image_id {result['image_id']}, which the ground truth has not")
-        if not _is_finite(result["score"]):
+        require_keys(result, ["image_id", "category_id", "score"], where)
+        image_id = as_id(result["image_id"], f"{where}: image_id")
+        if image_id not in truth.images:
+            near = other_kind(image_id, set(truth.images))
+            raise ValueError(f"{where} has the image_id {image_id!r}, which the ground truth has not{near}")
+        if not is_finite(result["score"]):
             raise ValueError(f"{where} has the score {result['score']}, expected a finite number")
-        if "bbox" in result and not _is_box(result["bbox"]):
+        if "bbox" in result and not is_box(result["bbox"]):
             raise ValueError(f"{where} has the bbox {result['bbox']}, expected finite x, y, width, height")
-        known = known or int(result["category_id"]) in category_ids
+        known = as_id(result["category_id"], f"{where}: category_id") in truth.categories or known
     if len(results) and not known:
         raise ValueError(
-            f"results: none has a category_id of the ground truth, which has {sorted(category_ids)[:10]}"
-            f" (of {len(category_ids)}); these look like class indices: map them to category ids"
+            f"results: none has a category_id of the ground truth, which has {list(truth.categories)[:10]}"
+            f" (of {len(truth.categories)}); these look like class indices: map them to category ids"
         )
 
 
-def _evaluate_one(truth: Mapping[str, Any], results: Sequence[Result], iou_type: IouType) -> Evaluation:
-    ground_truth = COCO(ground_truth_for(truth, iou_type))
-    images = ground_truth.imgs
-    found = ground_truth.loadRes([_result_for(r, i, iou_type, images) for i, r in enumerate(results)])
+def _evaluate_one(truth: Truth, results: Sequence[Result], iou_type: IouType) -> Evaluation:
+    ground_truth = COCO(for_evaluator(truth, iou_type))
+    images, categories = truth.image_numbers(), truth.category_numbers()
+    plain = [_result_for(r, i, iou_type, truth, images, categories) for i, r in enumerate(results)]
+    found = ground_truth.loadRes([result for result in plain if result is not None])
     run = COCOeval_faster(ground_truth, found, iouType=iou_type, print_function=_say_nothing, extra_calc=False)
     run.run()
     metrics = {name: float(value) for name, value in zip(METRICS, run.stats, strict=True)}
     precision: NDArray[np.float64] = run.eval["precision"][:, :, :, 0, -1]
     recall: NDArray[np.float64] = run.eval["recall"][:, :, 0, -1]
-    objects = _count_objects(truth)
-    per_class = {}
-    for index, category_id in enumerate(run.params.catIds):
-        name = str(ground_truth.cats[category_id].get("name", category_id))
+    objects = Counter(entry["category_id"] for entry in truth.annotations if not entry.get("iscrowd", 0))
+    per_class: dict[str, dict[str, float]] = {}
+    for index, (category_id, name) in enumerate(truth.categories.items()):
         per_class[f"{name} ({category_id})" if name in per_class else name] = {
             "AP": _mean(precision[:, :, index]),
             "AP50": _mean(precision[0, :, index]),
             "AR100": _mean(recall[:, index]),
-            "objects": float(objects.get(category_id, 0)),
+            "objects": float(objects[category_id]),
         }
     return Evaluation(metrics, per_class, precision)
 
@@ -198,80 +165,32 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(measured.mean()) if measured.size else -1.0
 
 
-def _count_objects(truth: Mapping[str, Any]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for annotation in truth["annotations"]:
-        if not annotation.get("iscrowd", 0):
-            counts[int(annotation["category_id"])] = counts.get(int(annotation["category_id"]), 0) + 1
-    return counts
-
-
-def ground_truth_for(truth: Mapping[str, Any], iou_type: IouType) -> dict[str, Any]:
-    """A copy that the evaluator may write to, its annotations numbered from 1: 0 would mean "no match"."""
-    images = images_by_id(truth)
-    needed = "bbox" if iou_type == "bbox" else "segmentation"
-    annotations = []
-    for index, given in enumerate(truth["annotations"]):
-        where = f"ground_truth_json: annotation {given.get('id', index)}"
-        image = images.get(int(given["image_id"]))
-        if image is None:
-            raise ValueError(f"{where} has the image_id {given['image_id']}, which no image has")
-        if needed not in given:
-            raise ValueError(f'{where} has no "{needed}", which "{iou_type}" needs')
-        annotation = {**given, "id": index + 1, "image_id": image["id"]}
-        if iou_type == "segm":
-            annotation["segmentation"] = _to_rle(given["segmentation"], image, where)
-        if "area" not in given:
-            annotation["area"] = _area(annotation, image, where)
-        annotations.append(annotation)
-    categories = [dict(category) for category in truth["categories"]]
-    return {"images": list(images.values()), "categories": categories, "annotations": annotations}
-
-
-def _result_for(result: Result, index: int, iou_type: IouType, images: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """A copy in plain numbers with what this kind of overlap looks at, and nothing else.
+def _result_for(
+    result: Result, index: int, iou_type: IouType, truth: Truth, images: dict[Id, int], categories: dict[Id, int]
+) -> dict[str, Any] | None:
+    """A copy in plain numbers with what this kind of overlap looks at, and nothing else; None for an unknown class.
 
     A result with both box and mask would be given its box's area, and so its place in small, medium or large.
     """
     where = f"results: entry {index}"
-    image_id = int(result["image_id"])
-    score, category_id = float(result["score"]), int(result["category_id"])
-    plain = {"image_id": image_id, "category_id": category_id, "score": score}
+    image_id, category_id = as_id(result["image_id"], where), as_id(result["category_id"], where)
     if iou_type == "segm" and "segmentation" not in result:
         raise ValueError(f'{where} has no "segmentation"; for boxes alone use iou_types=("bbox",)')
-    if iou_type == "segm":
-        return {**plain, "segmentation": _to_rle(result["segmentation"], images[image_id], where)}
-    if "bbox" in result:
+    if "bbox" not in result and "segmentation" not in result:
+        raise ValueError(f'{where} has neither "bbox" nor "segmentation"')
+    if category_id not in categories:
+        return None
+    plain = {
+        "image_id": images[image_id],
+        "category_id": categories[category_id],
+        "score": float(result["score"]),
+    }
+    if iou_type == "bbox" and "bbox" in result:
         return {**plain, "bbox": [float(value) for value in result["bbox"]]}
-    if "segmentation" in result:
-        rle = _to_rle(result["segmentation"], images[image_id], where)
-        return {**plain, "bbox": [float(value) for value in coco_mask.toBbox(rle)]}
-    raise ValueError(f'{where} has neither "bbox" nor "segmentation"')
-
-
-def images_by_id(truth: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """Copies of the images' entries by their ids."""
-    return {int(image["id"]): {**image, "id": int(image["id"])} for image in truth["images"]}
-
-
-def _to_rle(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Polygons or run lengths, plain or compressed, to compressed run lengths of the image's size."""
-    height, width = int(image["height"]), int(image["width"])
-    if isinstance(segmentation, Mapping):
-        fault = rle_fault(segmentation, height, width)  # the decoder would go on for ever where one is damaged
-        if fault:
-            raise ValueError(f"{where}: segmentation: {fault}")
-    try:
-        rle: dict[str, Any] = coco_mask.segmToRle(segmentation, width, height)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{where} has a segmentation that cannot be read: {error}") from error
-    return rle
-
-
-def _area(annotation: Mapping[str, Any], image: Mapping[str, Any], where: str) -> float:
-    if "segmentation" in annotation:
-        return float(coco_mask.area(_to_rle(annotation["segmentation"], image, where)))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+    rle = to_rle(result["segmentation"], truth.images[image_id], where)
+    if iou_type == "segm":
+        return {**plain, "segmentation": rle}
+    return {**plain, "bbox": [float(value) for value in coco_mask.toBbox(rle)]}
 
 
 KINDS = {"bbox": "boxes", "segm": "masks"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..data.images import read_image
-from .coco import Evaluation, IouType, evaluate, ground_truth_for, images_by_id, read_ground_truth
+from .coco import Evaluation, evaluate_truth
+from .ground_truth import IouType, Truth, for_evaluator, read_ground_truth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 
 class CocoFolder(Protocol):
-    """What :func:`evaluate_detector` needs of a data set; :class:`torchdcn.data.CocoDetection` has it."""
+    """What :func:`evaluate_detector` needs of a data set; :class:`torchdcn.data.CocoDetection` has it.
+
+    Where a data set has a method ``read_image(index)``, that gives the pixels ``[H, W, 3]`` uint8; else the files are
+    read as COCO's are.
+    """
 
     annotation_file: Path
-    image_ids: list[int]
+    image_ids: list[int | str]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
 
@@ -114,15 +119,14 @@ def evaluations_of(
     settings = getattr(getattr(detector, "model", None), "settings", None)
     masks = bool(getattr(settings, "masks", False)) if iou_types is None else "segm" in iou_types
     truth = check_fit(names, masks, dataset)  # first: the pictures may take hours
-    images = images_by_id(truth)
     indices = range(len(dataset.image_ids))
     if processes is None:
-        part = _detections(detector, dataset, indices, images, progress, skip=skip_bad is not None)
+        part = _detections(detector, dataset, indices, truth, progress, skip=skip_bad is not None)
         return _evaluated(truth, dataset, [part], iou_types, skip_bad)
     evaluated: tuple[dict[str, Evaluation], list[dict[str, Any]]] = {}, []
     with processes.together():
         mine = processes.share(indices)
-        part = _detections(detector, dataset, mine, images, progress, skip=skip_bad is not None)
+        part = _detections(detector, dataset, mine, truth, progress, skip=skip_bad is not None)
     parts = processes.gather(part)
     with processes.together():
         if processes.first:
@@ -134,7 +138,7 @@ def _detections(
     detector: Callable[[NDArray[np.uint8]], Detections],
     dataset: CocoFolder,
     indices: Sequence[int],
-    images: Mapping[int, Mapping[str, Any]],
+    truth: Truth,
     progress: Callable[[int, int], None] | None,
     *,
     skip: bool,
@@ -142,9 +146,8 @@ def _detections(
     part = _Part({}, {})
     for done, index in enumerate(indices, 1):
         image_id = dataset.image_ids[index]
-        size = (int(images[image_id]["height"]), int(images[image_id]["width"]))
         try:
-            image = read_image(dataset.image_path(index), size)
+            image = _read(dataset, index, truth)
         except (OSError, ValueError) as error:
             if not skip:
                 raise
@@ -159,8 +162,15 @@ def _detections(
     return part
 
 
+def _read(dataset: CocoFolder, index: int, truth: Truth) -> NDArray[np.uint8]:
+    reads: Callable[[int], NDArray[np.uint8]] | None = getattr(dataset, "read_image", None)
+    if reads is not None:
+        return reads(index)
+    return read_image(dataset.image_path(index), truth.images[dataset.image_ids[index]])
+
+
 def _evaluated(
-    truth: Mapping[str, Any],
+    truth: Truth,
     dataset: CocoFolder,
     parts: Sequence[_Part],
     iou_types: Sequence[IouType] | None,
@@ -173,23 +183,16 @@ def _evaluated(
         none = f"none of the {len(bad)} images can be read, the first one: {next(iter(bad.values()))}"
         raise ValueError(f"{dataset.annotation_file}: {none}")
     if bad and skip_bad is not None:
-        truth = _without(truth, {dataset.image_ids[index] for index in bad})
+        truth = truth.without({dataset.image_ids[index] for index in bad})
         for index, why in bad.items():
             skip_bad(index, why)
     results = [result for _, those in found.values() for result in those]
     masks = any(has_masks for has_masks, _ in found.values())
     kinds: Sequence[IouType] = iou_types or (("bbox", "segm") if masks else ("bbox",))
-    return evaluate(truth, results, kinds), results
+    return evaluate_truth(truth, results, kinds), results
 
 
-def _without(truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
-    """The ground truth without some images and what is annotated on them."""
-    images = [image for image in truth["images"] if int(image["id"]) not in image_ids]
-    annotations = [entry for entry in truth["annotations"] if int(entry["image_id"]) not in image_ids]
-    return {**truth, "images": images, "annotations": annotations}
-
-
-def check_fit(class_names: Sequence[str] | None, masks: bool, dataset: CocoFolder) -> Mapping[str, Any]:
+def check_fit(class_names: Sequence[str] | None, masks: bool, dataset: CocoFolder) -> Truth:
     """Sees to it that a data set can judge a detector, before work of hours.
 
     Args:
@@ -198,7 +201,7 @@ def check_fit(class_names: Sequence[str] | None, masks: bool, dataset: CocoFolde
         dataset: The data set.
 
     Returns:
-        The content of the annotation file.
+        What the annotation file says.
 
     Raises:
         ValueError: The classes differ, or an annotation has no box or, with ``masks``, no sound mask.
@@ -209,7 +212,7 @@ def check_fit(class_names: Sequence[str] | None, masks: bool, dataset: CocoFolde
     kinds: Sequence[IouType] = ("bbox", "segm") if masks else ("bbox",)
     try:
         for kind in kinds:
-            ground_truth_for(truth, kind)
+            for_evaluator(truth, kind)
     except ValueError as error:
         raise ValueError(f"{dataset.annotation_file}: {error}") from error
     return truth

@@ -134,7 +134,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
             ValueError: Images or targets that do not fit; the message names the argument.
             TypeError: A dtype that does not fit.
         """
-        images = _checked_images(images, self.backbone.body.conv1.weight.dtype)
+        images = _checked_images(images, self.backbone.body.conv1.weight.dtype, self.training)
         if self.training:
             if original_sizes is not None or mask_threshold is not None:
                 raise ValueError("original_sizes and mask_threshold are for detecting; call model.eval() first")
@@ -177,7 +177,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         return transform.ImageList(self.transform.batch_images(normalised, 32), sizes), targets
 
 
-def _checked_images(images: Any, dtype: torch.dtype) -> list[Tensor]:
+def _checked_images(images: Any, dtype: torch.dtype, training: bool) -> list[Tensor]:
     checked: list[Tensor] = list(images)
     if not checked:
         raise ValueError("images: expected at least one, got none")
@@ -189,6 +189,10 @@ def _checked_images(images: Any, dtype: torch.dtype) -> list[Tensor]:
             raise TypeError(f"images[{i}]: expected floats in 0..1, got {image.dtype}; divide bytes by 255")
         if image.dtype != dtype and not torch.is_autocast_enabled(image.device.type):
             raise TypeError(f"images[{i}]: expected {dtype}, which the model has, got {image.dtype}")
+        if training:  # a look at the values: too much for an export, and for the gradients of an analysis
+            low, high = (float(value) for value in image.detach().aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"images[{i}]: expected values in 0..1, got {low:g}..{high:g}; divide bytes by 255")
     return [image.as_subclass(Tensor) for image in checked]  # not torchvision's tv_tensors from here on
 
 

@@ -2,6 +2,7 @@
 
 from .deform_conv import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack, offset_parameters
 from .deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from .offsets import zero_offsets
 from .surgery import deformable
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "ModulatedDeformRoIPoolPack",
     "deformable",
     "offset_parameters",
+    "zero_offsets",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..ops import deform_conv2d
+from .predictors import ZeroConv2d
+from .tracing import LeafModule, refuse_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +37,7 @@ def _check_divisor(value: int, name: str, channels: dict[str, int]) -> None:
             raise ValueError(f"{name}: expected a divisor of {whose}={n}, got {value!r}")
 
 
-class DeformConv2d(nn.Module):
+class DeformConv2d(LeafModule):
     """Deformable convolution with offsets and mask from outside; torchvision's layer of that name.
 
     Args:
@@ -89,7 +91,7 @@ class DeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias as ``nn.Conv2d`` does."""
+        """Draws weight and bias as ``nn.Conv2d`` does. A pack's ``conv_offset`` has a reset of its own, to zero."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
@@ -102,6 +104,7 @@ class DeformConv2d(nn.Module):
         mask: Tensor | None = None,  # [N, G K, Ho, Wo]
     ) -> Tensor:  # [N, Co, Ho, Wo]
         """See :func:`torchdcn.ops.deform_conv2d`."""
+        refuse_proxy(self, input)
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
@@ -161,7 +164,7 @@ class DeformConv2dPack(DeformConv2d):
         _check_divisor(deform_groups, "deform_groups", {"in_channels": in_channels})
         self.deform_groups = deform_groups
         taps = self.kernel_size[0] * self.kernel_size[1]
-        self.conv_offset = nn.Conv2d(
+        self.conv_offset = ZeroConv2d(
             in_channels,
             self.channels_per_tap * deform_groups * taps,
             self.kernel_size,
@@ -169,27 +172,19 @@ class DeformConv2dPack(DeformConv2d):
             self.padding,
             self.dilation,
         )
-        self._reset_offset()
-
-    def reset_parameters(self) -> None:
-        """Draws weight and bias as ``nn.Conv2d`` does; what predicts the offsets goes back to zero."""
-        super().reset_parameters()
-        if "conv_offset" in self._modules:  # the parent's constructor calls this before there is one
-            self._reset_offset()
-
-    def _reset_offset(self) -> None:
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]  # it has one
 
     def _prediction(self, input: Tensor) -> Tensor:
         """``conv_offset``'s output, for a batch only: it would take a single map, where channels come first.
 
         In float32 under autocast too: bfloat16 knows a position of 16 pixels to a sixteenth of a pixel only.
         """
+        refuse_proxy(self, input)
         if input.dim() != 4:
             raise ValueError(f"input: expected [N, {self.in_channels}, H, W], got shape {list(input.shape)}")
-        if torch.is_autocast_enabled(input.device.type) and self.conv_offset.weight.dtype == torch.float32:
-            with torch.autocast(input.device.type, enabled=False):
+        device = input.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+        if autocast and self.conv_offset.weight.dtype == torch.float32:
+            with torch.autocast(device, enabled=False):
                 return cast("Tensor", self.conv_offset(input.float()))
         return cast("Tensor", self.conv_offset(input))
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from ..ops import deform_roi_pool
 from .deform_conv import Size, _is_count, _pair
+from .predictors import GaussianLinear, ZeroLinear
+from .tracing import LeafModule, refuse_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DeformRoIPool(nn.Module):
+class DeformRoIPool(LeafModule):
     """Deformable RoI pooling with offsets and mask from outside; without them, RoIAlign.
 
     Args:
@@ -57,6 +59,7 @@ class DeformRoIPool(nn.Module):
         mask: Tensor | None = None,  # [K, 1, ph, pw]
     ) -> Tensor:  # [K, C, ph, pw]
         """See :func:`torchdcn.ops.deform_roi_pool`."""
+        refuse_proxy(self, input)
         return deform_roi_pool(
             input, boxes, self.output_size, offset, mask, self.spatial_scale, self.sampling_ratio, self.gamma
         )
@@ -110,32 +113,25 @@ class DeformRoIPoolPack(DeformRoIPool):
         self.output_channels = int(output_channels)
         self.deform_fc_channels = int(deform_fc_channels)
         self._build()
-        self.reset_parameters()
+        for layer in self.modules():
+            if type(layer) is nn.Linear:
+                layer.reset_parameters()  # a second time: a seed gives what it gave when published figures were made
 
     @property
     def bins(self) -> int:
         """``ph pw``."""
         return self.output_size[0] * self.output_size[1]
 
-    def _layers(self, hidden: int, outputs: int) -> nn.Sequential:
-        """So many fully connected layers with ReLUs after them, and one more."""
+    def _layers(self, hidden: int, outputs: int, kind: type[nn.Linear] = nn.Linear) -> nn.Sequential:
+        """So many fully connected layers with ReLUs after them, and one more that starts at zero."""
         widths = [self.output_channels * self.bins] + [self.deform_fc_channels] * hidden
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+            layers += [kind(before, after), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, ZeroLinear(widths[-1], outputs))
 
     def _build(self) -> None:
         self.offset_fc = self._layers(2, 2 * self.bins)
-
-    def reset_parameters(self) -> None:
-        """Draws the layers as ``nn.Linear`` does; what they end in goes back to zero."""
-        for child in self.children():
-            linear = [layer for layer in child.modules() if isinstance(layer, nn.Linear)]
-            for layer in linear[:-1]:
-                layer.reset_parameters()
-            nn.init.zeros_(linear[-1].weight)
-            nn.init.zeros_(linear[-1].bias)
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offset ``[K, 2, ph, pw]`` and mask ``[K, 1, ph, pw]`` or None, for boxes pooled: ``[K, C, ph, pw]``."""
@@ -147,6 +143,7 @@ class DeformRoIPoolPack(DeformRoIPool):
         boxes: Tensor | Sequence[Tensor],  # [K, 5], or for each image [L, 4]
     ) -> Tensor:  # [K, C, ph, pw]
         """``[N, C, H, W]`` and K boxes to ``[K, C, ph, pw]``."""
+        refuse_proxy(self, input)
         if input.dim() != 4 or input.shape[1] != self.output_channels:
             raise ValueError(f"input: expected [N, {self.output_channels}, H, W], got shape {list(input.shape)}")
         offset, mask = self.predict(super().forward(input, boxes))
@@ -202,19 +199,10 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
 
     def _build(self) -> None:
         if self.single_trunk:
-            self.offset_mask_fc = self._layers(2, 3 * self.bins)
+            self.offset_mask_fc = self._layers(2, 3 * self.bins, GaussianLinear)
         else:
             super()._build()
             self.mask_fc = self._layers(1, self.bins).append(nn.Sigmoid())
-
-    def reset_parameters(self) -> None:
-        """Draws the layers as ``nn.Linear`` does, or as the paper; what they end in goes back to zero."""
-        super().reset_parameters()
-        if self.single_trunk:
-            for layer in self.offset_mask_fc[:-1]:
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, std=0.01)
-                    nn.init.zeros_(layer.bias)
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offset ``[K, 2, ph, pw]`` and mask ``[K, 1, ph, pw]`` in 0..1, for boxes pooled: ``[K, C, ph, pw]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
@@ -11,6 +11,7 @@ from . import reference
 from .backends import backend_for, library
 from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
 from .kernel_operator import KernelOperator
+from .tracing import record_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,9 @@ def deform_conv2d(
         >>> deform_conv2d(x, offset, weight, padding=1, mask=mask).shape
         torch.Size([2, 24, 32, 48])
     """
+    recorded: Any = record_call(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
+    if recorded is not None:
+        return recorded  # type: ignore[no-any-return]  # it stands for a tensor
     check_is_tensor("input", input)
     check_is_tensor("offset", offset)
     check_is_tensor("weight", weight)

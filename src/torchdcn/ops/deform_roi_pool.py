@@ -13,6 +13,7 @@ from . import reference_roi
 from .backends import library
 from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
 from .kernel_operator import KernelOperator
+from .tracing import record_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,6 +65,10 @@ def deform_roi_pool(
         >>> deform_roi_pool(x, boxes, 7, offset, mask, spatial_scale=1 / 4).shape
         torch.Size([1, 16, 7, 7])
     """
+    numbers = (spatial_scale, sampling_ratio, gamma)
+    recorded: Any = record_call(deform_roi_pool, input, boxes, output_size, offset, mask, *numbers)
+    if recorded is not None:
+        return recorded  # type: ignore[no-any-return]  # it stands for a tensor
     check_is_tensor("input", input)
     if not isinstance(boxes, Tensor):
         boxes = _joined(boxes, input)

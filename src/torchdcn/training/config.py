@@ -221,10 +221,9 @@ class TrainConfig:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such settings file")
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not a JSON file ({error})") from error
+        from ..data.text import read_json  # here: the room of data loads torchvision, which --help need not wait for
+
+        values = read_json(Path(path))
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected an object with a run's settings, got {type(values).__name__}")
         try:

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
+from ..nn.layout import match_layout, to_device
 from .checkpoint import restore
 from .distributed import joined
 from .folder import RunFolder, alone_in
@@ -81,12 +81,10 @@ def _train(
         device = find_device(config, processes)
     dataset = processes.in_turn(lambda: open_data(config, console))
     saved = checkpoint_to_resume(config, dataset, processes, resume, console)
-    model = processes.in_turn(lambda: create(config, dataset)).to(device)
+    model = to_device(processes.in_turn(lambda: create(config, dataset)), device)
     with processes.together():
         if (check := getattr(evaluate, "check", None)) is not None:
             check(model)
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)
     images = epoch_length(len(dataset), dataset_factors(dataset, config.repeat_factor_threshold))
     steps = math.ceil(images / (config.batch_size * processes.size)) * config.epochs
     state = start(model, steps, config, device, processes.rank, processes.size)
@@ -94,6 +92,7 @@ def _train(
         if saved is not None:
             rates = list(state.scheduler.base_lrs)
             restore(state, saved, processes.rank)
+            match_layout(state.optimizer)
             # The rates in the checkpoint are those of its own --lr and number of epochs.
             state.scheduler.base_lrs = rates
             for group, base in zip(state.optimizer.param_groups, rates, strict=True):

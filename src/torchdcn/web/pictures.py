@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..images import load_image
+from ..images import load_image, upright_size
 from ..plotting import encode_png
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 1600
 KEPT = 4
 ANSWERS = 12
-ORIENTATION = 0x0112  # EXIF's tag
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Not all that Pillow reads: some of its formats start other programs, and nobody's camera writes them."""
 
@@ -85,10 +84,8 @@ def read_picture(content: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
 
 
 def _decoded(opened: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    width, height = opened.size
     try:
-        if opened.getexif().get(ORIENTATION, 1) > 4:  # lying on its side
-            width, height = height, width
+        height, width = upright_size(opened)
         opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG can be decoded at half of its size or less
         opened.load()
         pixels = load_image(opened)
