@@ -13,7 +13,7 @@ void* aligned_memory(size_t bytes) {
   const size_t alignment = bytes >= huge ? huge : line;
   const size_t whole = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
   void* memory = std::aligned_alloc(alignment, whole);
-  if (!memory) throw std::bad_alloc();
+  if (!memory) throw OutOfMemory(bytes);
 #if defined(__linux__)
   if (bytes >= huge) madvise(memory, whole, MADV_HUGEPAGE);  // if it can't, nothing is lost
 #endif
@@ -91,8 +91,8 @@ int64_t isa() { return int64_t(best_isa()); }
 STABLE_TORCH_LIBRARY_IMPL(torchdcn, CompositeExplicitAutograd, m) { m.impl("_cpp_isa", TORCH_BOX(&isa)); }
 
 STABLE_TORCH_LIBRARY_IMPL(torchdcn, CPU, m) {
-  m.impl("_deform_conv2d_cpp", TORCH_BOX(&deform_conv2d));
-  m.impl("_deform_conv2d_backward_cpp", TORCH_BOX(&deform_conv2d_backward));
+  m.impl("_deform_conv2d_cpp", boxed<TORCH_BOX(&deform_conv2d)>);
+  m.impl("_deform_conv2d_backward_cpp", boxed<TORCH_BOX(&deform_conv2d_backward)>);
 }
 
 }  // namespace torchdcn

@@ -182,6 +182,7 @@ template <class T>
 void DataPass<T>::strip(DataTile<A>& tile, const Image<A>& image, int64_t row0, int64_t row1,
                         const int32_t* reach) const {
   const Problem& p = args.problem;
+  tile.collected.count = 0;
   for (int64_t group = 0; group < p.deform_groups; ++group)
     for (int64_t tap = 0; tap < p.taps(); ++tap) {
       const int64_t channel = group * p.taps() + tap;

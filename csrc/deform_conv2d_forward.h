@@ -193,8 +193,7 @@ void forward_tiles(const ForwardArguments<T>& args, int64_t narrow, const E* wei
   const ForwardPlan<T, E> plan{args, narrow, weight, nowhere.data(), segments(p), direct};
 
   const auto tile = [&](const T* image, int64_t n, int64_t t) {
-    thread_local ForwardTile<T, E> scratch;
-    plan.run(scratch, image, n, t * size, std::min(size, P - t * size));
+    plan.run(thread_scratch<ForwardTile<T, E>>(), image, n, t * size, std::min(size, P - t * size));
   };
   if (args.input.channels_last()) {
     for_each_task(p.N * tiles, [&](int64_t i) { tile(args.input.at(i / tiles), i / tiles, i % tiles); });

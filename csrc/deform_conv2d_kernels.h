@@ -12,7 +12,8 @@
 
 // Everything that some images give, as one queue of tasks, so that no thread waits while there is work: first the shares
 // of the weight, which are the largest, then the strips of the data, even ones before odd ones. An odd strip waits for
-// its two neighbours. They come earlier in the queue, so another thread has them in hand if they aren't done.
+// its two neighbours. They come earlier in the queue, so another thread has them in hand if they aren't done, or one of
+// the tasks has failed.
 template <class T>
 void run_passes(const DataPass<T>* data, const WeightPass<T>* weight, const Problem& p,
                 const std::vector<Image<Sum<T>>>& images, int32_t* reach) {
@@ -21,24 +22,25 @@ void run_passes(const DataPass<T>* data, const WeightPass<T>* weight, const Prob
   const int64_t height = strip_height(p), strips = data ? (p.H + height - 1) / height : 0, even = (strips + 1) / 2;
   const int64_t per_image = 2 * p.deform_groups * p.taps() * p.Ho;
   const std::unique_ptr<std::atomic<bool>[]> done(new std::atomic<bool>[size_t(count * strips)]());
+  Tasks tasks;
 
   const auto run_strip = [&](int64_t i, int64_t strip) {
-    thread_local DataTile<A> tile;
     std::atomic<bool>* const mine = done.get() + i * strips;
     if (strip % 2)
       for (int64_t s : {strip - 1, strip + 1})
-        while (s < strips && !mine[s].load(std::memory_order_acquire)) std::this_thread::yield();
-    data->strip(tile, images[i], strip * height, std::min((strip + 1) * height, p.H), reach + i * per_image);
+        if (s < strips && !tasks.wait(mine[s])) return;
+    data->strip(thread_scratch<DataTile<A>>(), images[i], strip * height, std::min((strip + 1) * height, p.H),
+                reach + i * per_image);
     mine[strip].store(true, std::memory_order_release);
   };
   const auto run_share = [&](const Share& share) {
-    thread_local WeightTile<A> tile;
+    WeightTile<A>& tile = thread_scratch<WeightTile<A>>();
     for (const Image<A>& image : images) weight->add(tile, share, image);
   };
 
   if (data)
     for (int64_t i = 0; i < count; ++i) find_reach(data->args, images[i].n, reach + i * per_image);
-  for_each_task(shares + count * strips, [&](int64_t task) {
+  tasks.run(shares + count * strips, [&](int64_t task) {
     if (task < shares) return run_share(weight->shares[task]);
     task -= shares;
     if (task < count * even) return run_strip(task / even, task % even * 2);

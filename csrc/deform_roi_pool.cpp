@@ -147,8 +147,8 @@ void deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor boxes, st
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchdcn, CPU, m) {
-  m.impl("_deform_roi_pool_cpp", TORCH_BOX(&deform_roi_pool));
-  m.impl("_deform_roi_pool_backward_cpp", TORCH_BOX(&deform_roi_pool_backward));
+  m.impl("_deform_roi_pool_cpp", boxed<TORCH_BOX(&deform_roi_pool)>);
+  m.impl("_deform_roi_pool_backward_cpp", boxed<TORCH_BOX(&deform_roi_pool_backward)>);
 }
 
 }  // namespace torchdcn

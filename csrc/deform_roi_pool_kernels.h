@@ -141,18 +141,12 @@ struct RoiTile {
   Buffer<A> rows;  // a box's bins, channels-last
 };
 
-template <class A>
-RoiTile<A>& roi_tile() {
-  thread_local RoiTile<A> tile;
-  return tile;
-}
-
 // One box's output.
 template <class T>
 void roi_box(const RoiForwardArguments<T>& args, const T* image, int64_t k) {
   using A = Sum<T>;
   const RoiProblem<A>& p = args.problem;
-  RoiTile<A>& tile = roi_tile<A>();
+  RoiTile<A>& tile = thread_scratch<RoiTile<A>>();
   constexpr bool same = std::is_same_v<A, T>;
   const bool direct = same && args.output.channels_last();
   A* rows;
@@ -211,7 +205,7 @@ void roi_box_gradients(const RoiBackwardArguments<T>& args, const P* image, int6
   using A = Sum<T>;
   const RoiProblem<A>& p = args.problem;
   const RoiBox<A>& box = p.boxes[k];
-  RoiTile<A>& tile = roi_tile<A>();
+  RoiTile<A>& tile = thread_scratch<RoiTile<A>>();
   int64_t stride;
   const A* const rows = grad_rows(args, tile, k, 0, p.C, stride);
   for (int64_t b = 0; b < p.bins(); ++b) {
@@ -233,7 +227,7 @@ template <class T>
 void roi_spread(const RoiBackwardArguments<T>& args, Sum<T>* image, int64_t n, int64_t channel, int64_t count) {
   using A = Sum<T>;
   const RoiProblem<A>& p = args.problem;
-  RoiTile<A>& tile = roi_tile<A>();
+  RoiTile<A>& tile = thread_scratch<RoiTile<A>>();
   for (int64_t k : p.of_image[n]) {
     int64_t stride;
     const A* const rows = grad_rows(args, tile, k, channel, count, stride);

@@ -2,20 +2,18 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "memory.h"
+#include "parallel.h"
+
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -156,75 +154,5 @@ template <class T> void forward(const ForwardArguments<T>&);  // T is bfloat16
 }
 #endif
 #endif
-
-// Uninitialised, aligned to a cache line; asks for huge pages where it is large, which spares page faults.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count = 0) { resize(count); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-
-  void resize(int64_t count);  // contents are lost
-  void trim(int64_t bytes);    // frees what takes more
-  T* data() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-  int64_t capacity_ = 0;
-};
-
-void* aligned_memory(size_t bytes);  // throws std::bad_alloc
-
-template <class T>
-void Buffer<T>::resize(int64_t count) {
-  if (count <= capacity_) return;
-  std::free(data_);
-  data_ = nullptr;
-  data_ = static_cast<T*>(aligned_memory(size_t(count) * sizeof(T)));
-  capacity_ = count;
-}
-
-template <class T>
-void Buffer<T>::trim(int64_t bytes) {
-  if (capacity_ * int64_t(sizeof(T)) <= bytes) return;
-  std::free(data_);
-  data_ = nullptr;
-  capacity_ = 0;
-}
-
-// A call's use of a buffer that outlives it. Fresh pages cost more than packing a weight into them, so up to 16 MB stay
-// with the calling thread for its next call.
-template <class T>
-class Kept {
- public:
-  Kept(Buffer<T>& buffer, int64_t count) : buffer_(buffer) { buffer_.resize(count); }
-  Kept(const Kept&) = delete;
-  Kept& operator=(const Kept&) = delete;
-  ~Kept() { buffer_.trim(int64_t(16) << 20); }
-  T* data() const { return buffer_.data(); }
-
- private:
-  Buffer<T>& buffer_;
-};
-
-// Holds a call's packed weight: forward's, or backward's transposed one.
-template <class T>
-Buffer<T>& packed_memory() {
-  thread_local Buffer<T> memory;
-  return memory;
-}
-
-// Runs task(i) for i < count on torch's threads. Whoever is free takes the next: a task's result must not depend
-// on which thread runs it, and then nothing does.
-template <class Task>
-void for_each_task(int64_t count, const Task& task) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
-  });
-}
 
 }  // namespace torchdcn

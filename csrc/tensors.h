@@ -60,6 +60,18 @@ void for_dtype(const Tensor& input, Function&& function) {
   }
 }
 
+// An operator as torch calls it. A vector that found no room throws a bare std::bad_alloc, which says nothing in Python.
+template <auto* function>
+void boxed(StableIValue* stack, uint64_t arguments, uint64_t outputs) {
+  try {
+    function(stack, arguments, outputs);
+  } catch (const OutOfMemory&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory();
+  }
+}
+
 #if defined(__x86_64__)
 #define TORCHDCN_DISPATCH(call)                      \
   switch (best_isa()) {                              \

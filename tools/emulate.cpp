@@ -15,7 +15,7 @@ namespace torchdcn {
 void* aligned_memory(size_t bytes) {
   const size_t whole = (bytes + 63) / 64 * 64;
   void* memory = std::aligned_alloc(64, whole);
-  if (!memory) throw std::bad_alloc();
+  if (!memory) throw OutOfMemory(bytes);
   return std::memset(memory, 0xff, whole);
 }
 
