@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import torch
 
-from torchdcn.evaluation.memory import peak_growth, worker_environment
+from torchdcn.bench.memory import peak_growth, worker_environment
 from torchdcn.models import create_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
-from torchdcn.evaluation.models_bench import Contender, build, draw_image, settle
-from torchdcn.evaluation.speed import measure
+from torchdcn.bench.detectors import Contender, build_detector, calibrate_random_weights, draw_image
+from torchdcn.bench.timing import measure
 
 
 def main() -> None:
@@ -20,8 +20,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = (options.size[0], options.size[1])
-    model = build(Contender(options.model), size).eval()
-    settle(model.backbone, draw_image(size))
+    model = build_detector(Contender(options.model), size).eval()
+    calibrate_random_weights(model.backbone, draw_image(size))
     model.roi_heads.score_thresh = 0.02
     images = [torch.rand(3, *size) for _ in range(options.batch)]
     sizes = [size] * options.batch

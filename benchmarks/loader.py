@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,8 @@ import torch
 from torchdcn.data import collate, open_dataset, train_transforms
 from torchdcn.models import create_model
 from torchdcn.nn.layout import channels_last
-from torchdcn.training.batches import epoch_plan, load_batches
-from torchdcn.training.sampling import seeded_samplers
+from torchdcn.training.batches import BatchLoader, epoch_plan
+from torchdcn.training.seeded_sampler import seeded_samplers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +69,8 @@ def measure(
         plan += epoch_plan(len(dataset), batch_size, seed=0, epoch=len(plan))
     plan = plan[: max(2, images // batch_size) + 1]
     loaded, waited = 0, 0.0
-    with closing(load_batches(dataset, plan, collate, workers)) as batches:
+    with BatchLoader(dataset, collate, workers) as loader:
+        batches = loader.load(plan)
         next(batches)  # the workers' start isn't the question
         began, before = time.perf_counter(), busy_seconds()
         for _ in plan[1:]:

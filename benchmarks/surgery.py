@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from torchdcn.evaluation.speed import machine, measure
+from torchdcn.bench.timing import machine, measure
 from torchdcn.nn import deformable, offset_parameters
 
 

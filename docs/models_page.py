@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torchdcn.evaluation.flops import detection_flops
+from torchdcn.bench.flops import detection_flops
 from torchdcn.models import list_models
 from torchdcn.models.summary import Summary, summary
-from torchdcn.models.zoo import PUBLISHED, settings_of
+from torchdcn.models.zoo import settings_of
+from torchdcn.weights.released import PUBLISHED
 
 PAGE = Path(__file__).with_name("models.md")
 LARGE, SMALL = (800, 1344), (256, 448)  # what a picture of 3 : 5 is resized and padded to, by default
@@ -95,7 +96,7 @@ compares them with the models. `torchdcn models` lists the same on the command l
   torchvision; there every 3x3 convolution is replaced. dconv predicts offsets (Deformable ConvNets v1), mdconv offsets
   and a mask (v2). dpool and mdpool stand in the place of RoIAlign, with a pack for each pyramid level.
 - **parameters**: all of them, for COCO's 80 classes.
-- **GFLOP**: of detecting in one picture, counted by torch's `FlopCounterMode` (`torchdcn.evaluation.flops`):
+- **GFLOP**: of detecting in one picture, counted by torch's `FlopCounterMode` (`torchdcn.bench.flops`):
   convolutions, matrix products, and what the deformable operators and RoIAlign sample, 8 for each value. A
   multiplication and an addition are two; figures that count them as one are half as large. For {LARGE[0]} x {LARGE[1]}
   pixels as the network sees them ({SMALL[0]} x {SMALL[1]} for R-18), 1000 proposals, 100 detections, bins of

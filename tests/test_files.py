@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchdcn.files import remove_leftovers, write_atomically
+from torchdcn.files import exclusive_lock, remove_leftovers, write_atomically
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path):
@@ -72,7 +72,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
 WRITES_FOREVER = """
 import sys, torch
 from pathlib import Path
-from torchdcn.models.weights import WeightsInfo, write_weights
+from torchdcn.weights.torchdcn_file import WeightsInfo, write_weights
 info = WeightsInfo("faster_rcnn_r18_fpn", 1, {}, None, None, None)
 while True:
     write_weights({"weight": torch.zeros(50_000_000)}, info, Path(sys.argv[1]))
@@ -89,3 +89,55 @@ def test_leftovers_of_a_process_killed_while_it_wrote_weights_are_removed(tmp_pa
     assert writer.wait() < 0
     remove_leftovers(path)
     assert not list(tmp_path.glob(".*"))
+
+
+HOLD = """
+import sys, time
+from torchdcn.files import exclusive_lock
+with exclusive_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Holds a lock in another process for some seconds; gives its path."""
+    processes = []
+
+    def start(seconds):
+        path = tmp_path / "lock"
+        command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return path
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_lock_that_another_process_holds_is_refused_after_the_time_to_wait(hold):
+    with pytest.raises(TimeoutError, match="lock is locked by another process"), exclusive_lock(hold(60), timeout=0):
+        pytest.fail("two processes hold the lock")
+
+
+def test_whoever_waits_for_a_lock_is_told_and_gets_it(hold, capsys):
+    path = hold(3)
+    with exclusive_lock(path, notice="waiting for another process"):
+        pass
+    assert capsys.readouterr().err == "waiting for another process\n"
+    with exclusive_lock(path, timeout=0, notice="waiting"):  # it is free again, so that there is nothing to tell
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeypatch):
+    def refuse(self, timeout):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(OSError, match="no flock") as caught, exclusive_lock(tmp_path / "lock"):
+        pytest.fail("the lock is held")
+    assert not isinstance(caught.value, TimeoutError)

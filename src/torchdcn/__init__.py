@@ -1,13 +1,14 @@
 """Deformable ConvNets v2 for today's PyTorch.
 
-The rooms load when they are first used, so that who needs only the operator doesn't wait for torchvision, and
-``torchdcn --help`` not for torch. The operators are registered as soon as both torch and this package are imported.
+Importing the package imports torch and registers the operators, ``torch.ops.torchdcn.*``. The other rooms load when
+they are first used: who needs only the operator does not wait for torchvision.
 """
 
+import sys
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .imports import when_imported
 
 if TYPE_CHECKING:
     from . import analysis, data, evaluation, interop, models, nn, ops, plotting, training
@@ -40,7 +41,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-when_imported("torch", lambda: import_module(".ops", __name__))
+def _is_command() -> bool:
+    """Whether this process is the program ``torchdcn`` or ``python -m torchdcn``."""
+    return Path(*sys.argv[:1]).stem == __name__ or ("-m", __name__) in pairwise(sys.orig_argv)
+
+
+if not _is_command():  # the program's --help need not wait for torch; its verbs import what they use
+    import_module(".ops", __name__)
 
 
 def __dir__() -> list[str]:

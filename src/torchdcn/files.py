@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
@@ -108,6 +109,46 @@ def check_file(path: str | Path, argument: str) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{argument}: {path} is a folder, expected a file")
     make_folder(path.parent, argument)
+
+
+@contextmanager
+def exclusive_lock(path: str | Path, *, timeout: float = -1, notice: str = "") -> Iterator[None]:
+    """Holds a lock file for the length of the block, which one process at a time can.
+
+    Args:
+        path: The lock file, in a folder that is there.
+        timeout: How many seconds to wait for a process that holds it; -1: as long as it takes.
+        notice: A line for standard error if another process still holds it after a second.
+
+    Raises:
+        TimeoutError: Another process holds it.
+        OSError: The file can't be written, or the file system has no locks.
+
+    Example:
+        >>> from torchdcn.files import exclusive_lock
+        >>> with exclusive_lock("/tmp/hello.lock"):
+        ...     print("alone")
+        alone
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=1 if notice else timeout)
+        except Timeout:
+            if not notice:
+                raise
+            sys.stderr.write(f"{notice}\n")
+            lock.acquire(timeout=timeout)
+    except Timeout:
+        raise TimeoutError(f"{path} is locked by another process") from None
+    except NotImplementedError as error:  # filelock 3 raises this on a file system without locks
+        raise OSError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchdcn.evaluation.memory import can_measure
-from torchdcn.evaluation.speed import Shape
+from torchdcn.bench.contenders import Shape
+from torchdcn.bench.memory import can_measure
 
 VERB = ("bench",)
 TINY = ["--shape", "8x5x6", "--rounds", "1"]
@@ -88,7 +88,7 @@ def test_sixteen_bits_say_which_peers_are_missing_and_why(run):
 
 def test_suite_of_shapes_has_a_row_for_each(run, monkeypatch):
     shapes = (Shape(6, 5, 6, groups=2), Shape(8, 5, 6, kernel=(1, 1)))
-    monkeypatch.setattr("torchdcn.evaluation.speed.VARIED", shapes)
+    monkeypatch.setattr("torchdcn.bench.contenders.VARIED", shapes)
     code, out, _ = run("ops", "--suite", "shapes", "--rounds", 1)
     assert code == 0
     assert all(len(rows(out)[f"{shape}"]) == 8 for shape in shapes)

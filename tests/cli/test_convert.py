@@ -7,7 +7,8 @@ import torch
 
 from torchdcn.interop import to_mmdet
 from torchdcn.models import create_model
-from torchdcn.models.weights import read_info, read_state_dict, save_weights
+from torchdcn.models.weights import read_info, save_weights
+from torchdcn.weights.read import read_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

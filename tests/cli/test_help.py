@@ -79,13 +79,12 @@ def test_the_examples_go_on_from_that_of_train(shown: Callable[[str], str], verb
 
 
 def test_the_command_line_imports_torch_in_its_verbs_only() -> None:
-    code = "import sys, torchdcn.cli; print([m for m in ('torch', 'torchvision', 'tensorboard') if m in sys.modules])"
+    started = "import sys; sys.argv = ['/usr/bin/torchdcn']; import torchdcn.cli\n"  # as the installed program does
+    code = f"{started}print([m for m in ('torch', 'torchvision', 'tensorboard') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     for arguments in (["--help"], ["train", "--help"], ["--version"]):
         code = (
-            "import sys, torchdcn.cli\n"
-            f"try: torchdcn.cli.main({arguments!r})\n"
-            "finally: sys.stderr.write(str('torch' in sys.modules))\n"
+            f"{started}try: torchdcn.cli.main({arguments!r})\nfinally: sys.stderr.write(str('torch' in sys.modules))\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stderr == "False"

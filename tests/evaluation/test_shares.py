@@ -17,10 +17,10 @@ class Rank:
     def __init__(self, rank, told):
         self.rank, self.first, self.told = rank, rank == 0, told
 
-    def share(self, items):
+    def shard(self, items):
         return list(items[self.rank :: 2])
 
-    def together(self):
+    def raise_together(self):
         return nullcontext()
 
     def gather(self, value):
@@ -29,7 +29,7 @@ class Rank:
         self.told.append(value)
         return []
 
-    def from_first(self, value):
+    def broadcast_from_first(self, value):
         return value
 
 

@@ -151,6 +151,17 @@ def test_old_names_of_offset_layers_are_read(model: Any, theirs: dict[str, Tenso
         assert torch.equal(other.state_dict()[key], value), key
 
 
+def test_a_tensor_under_its_old_and_its_new_name_is_an_error_that_names_both(theirs: dict[str, Tensor]) -> None:
+    key = "backbone.layer2.0.conv2.conv_offset.weight"
+    old = {"backbone.layer2.0.conv2_offset.weight": torch.zeros_like(theirs[key])}
+    message = r'"{}" and "{}" are two names of one tensor: keep one'
+    names = [key, next(iter(old))]
+    with pytest.raises(ValueError, match="^path_or_state_dict: the state dict: " + message.format(*names)):
+        load_mmdet(small(), theirs | old)
+    with pytest.raises(ValueError, match="^state_dict: " + message.format(*names)):
+        convert_mmdet(theirs | old)
+
+
 def test_files_without_counters_are_complete(theirs: dict[str, Tensor]) -> None:
     load_mmdet(small(), {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")})
 

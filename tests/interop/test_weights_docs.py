@@ -16,7 +16,7 @@ from PIL import Image
 from torchdcn.cli import main
 from torchdcn.interop import to_mmdet
 from torchdcn.models import create_model
-from torchdcn.models.released import PUBLISHED
+from torchdcn.weights.released import PUBLISHED
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 
@@ -57,7 +57,9 @@ def test_the_table_has_every_published_file() -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["models.mmdet", "models.weights", "models.released", "interop.mmdet"])
+@pytest.mark.parametrize(
+    "module", ["models.weights", "weights.mmdet", "weights.messages", "weights.released", "interop.mmdet"]
+)
 def test_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"torchdcn.{module}"))
     assert results.attempted > 0

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from torchdcn.models import create_model
-from torchdcn.models.mmdet import convert_mmdet, revert_mmdet
+from torchdcn.weights.mmdet import convert_mmdet, revert_mmdet
 
 from .mmdet_numbers import FILE, picture, tensor
 

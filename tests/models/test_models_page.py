@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from torchdcn.evaluation.flops import detection_flops
+from torchdcn.bench.flops import detection_flops
 from torchdcn.models import list_models
 from torchdcn.models.summary import summary
 from torchdcn.ops import available_backends

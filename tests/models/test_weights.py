@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torchdcn.models import create_model
-from torchdcn.models.weights import read_info, read_state_dict, read_weights, save_weights
+from torchdcn.models.weights import read_info, save_weights
+from torchdcn.weights.read import read_state_dict
 
 NAME = "mask_rcnn_r18_fpn_mdconv_c3-c5"
 
@@ -159,12 +160,6 @@ def test_weights_of_a_backbone_that_cannot_be_used_name_their_argument(monkeypat
         create_model("faster_rcnn_r18_fpn", weights_backbone="imagenet", norm="gn")
 
 
-def test_a_file_of_other_software_has_no_info(tmp_path: Path):
-    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    assert read_info(tmp_path / "other.safetensors") is None
-    assert read_state_dict(tmp_path / "other.safetensors")["a"].shape == (2,)
-
-
 def test_plain_state_dicts_tell_their_classes_and_norm(tmp_path: Path):
     model = small("faster_rcnn_r18_fpn", norm="bn", num_classes=4)
     torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "plain.pth")
@@ -172,20 +167,6 @@ def test_plain_state_dicts_tell_their_classes_and_norm(tmp_path: Path):
     assert again.num_classes == 4
     assert again.settings.norm == "bn_eval"
     assert again.settings.trainable_backbone_layers == 3
-
-
-def test_class_names_come_from_checkpoints_of_mmdetection_in_each_of_its_versions(tmp_path: Path):
-    tensors = {"neck.fpn_convs.0.conv.bias": torch.zeros(1)}
-    for meta, expected in (
-        ({"CLASSES": ("cat", "dog")}, ("cat", "dog")),
-        ({"dataset_meta": {"classes": ["cat", "dog"], "palette": [1]}}, ("cat", "dog")),
-        ({"dataset_meta": {"CLASSES": ["cat", "dog"]}, "CLASSES": ["old"]}, ("cat", "dog")),
-        ({"CLASSES": None}, None),
-        ({"CLASSES": ["cat", 3]}, None),
-        ("epoch 12", None),
-    ):
-        torch.save({"state_dict": tensors, "meta": meta}, tmp_path / "mmdet.pth")
-        assert read_weights(tmp_path / "mmdet.pth").class_names == expected
 
 
 def test_only_safetensors_are_written_and_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -196,7 +177,7 @@ def test_only_safetensors_are_written_and_failure_leaves_nothing(tmp_path: Path,
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torchdcn.models.weights.save_file", full)
+    monkeypatch.setattr("torchdcn.weights.torchdcn_file.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(model, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -205,3 +186,22 @@ def test_only_safetensors_are_written_and_failure_leaves_nothing(tmp_path: Path,
 def test_bad_numbers_of_classes_say_what_is_expected():
     with pytest.raises(ValueError, match="num_classes: expected a positive int, got 0"):
         create_model(NAME, num_classes=0)
+
+
+@pytest.mark.parametrize("name", ["conv2_offset.", "conv2.conv_offset_mask."])
+def test_other_projects_names_of_the_offsets_layer_are_read(name: str, tmp_path: Path):
+    model = small()
+    other_names = {k.replace("conv2.conv_offset.", name): torch.randn_like(v) for k, v in model.state_dict().items()}
+    torch.save(other_names, tmp_path / "other.pth")
+    body = {k.removeprefix("backbone.body."): v for k, v in other_names.items() if k.startswith("backbone.body.")}
+    torch.save(body, tmp_path / "body.pth")
+    again = create_model(NAME, weights=tmp_path / "other.pth")
+    theirs = other_names[f"backbone.body.layer4.0.{name}weight"]
+    assert torch.equal(again.backbone.body.layer4[0].conv2.conv_offset.weight, theirs)
+    again = small(weights_backbone=tmp_path / "body.pth", norm="gn")
+    assert torch.equal(again.backbone.body.layer4[0].conv2.conv_offset.weight, theirs)
+    weight = other_names["backbone.body.layer4.0.conv2.weight"]
+    assert torch.equal(again.backbone.body.layer4[0].conv2.weight, weight)  # not doubled: the file has offsets
+    torch.save(other_names | {k: v for k, v in model.state_dict().items() if "layer2.0" in k}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"^weights: .*two\.pth: .* are two names of one layer"):
+        create_model(NAME, weights=tmp_path / "two.pth")

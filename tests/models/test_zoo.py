@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from torchdcn.models import create_model, list_models
-from torchdcn.models.zoo import PAPER, PUBLISHED, settings_of
+from torchdcn.models.zoo import PAPER, settings_of
 from torchdcn.nn import DeformConv2dPack, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from torchdcn.weights.released import PUBLISHED
 
 
 def test_lists_every_combination_of_heads_backbone_and_layers():

@@ -1,4 +1,4 @@
-"""load_state_dict of a network with our packs reads the names that other libraries gave the layer of the offsets."""
+"""rename_offset_keys translates the names that other libraries gave the layer of the offsets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from torchdcn.nn import DeformConv2dPack, ModulatedDeformConv2dPack, deformable
+from torchdcn.nn import DeformConv2dPack, ModulatedDeformConv2dPack, deformable, rename_offset_keys
 
 LEAVES = ("weight", "bias")
 
@@ -52,7 +52,7 @@ def test_a_modulated_pack_computes_what_its_source_did(name: str) -> None:
     net = nn.Sequential(Block())
     state = renamed(net.state_dict(), name)
     given = OrderedDict(state)
-    assert str(net.load_state_dict(state)) == "<All keys matched successfully>"
+    assert str(net.load_state_dict(rename_offset_keys(net, state))) == "<All keys matched successfully>"
     input = torch.randn(2, 4, 9, 7)
     torch.testing.assert_close(net(input), by_hand(state, f"0.{name}", input), rtol=1e-4, atol=1e-4)
     assert list(state) == list(given)
@@ -69,7 +69,7 @@ def test_mask_and_offset_channels_keep_dcns_order_in_every_group() -> None:
         "conv_offset_mask.weight": torch.zeros(12, 2, 1, 2),
         "conv_offset_mask.bias": torch.cat([shift, logits]),
     }
-    pack.load_state_dict(state)
+    pack.load_state_dict(rename_offset_keys(pack, state))
     a, b = torch.rand(2, 6, 6)
     output = pack(torch.stack([a, b])[None])[0, 0]
     m = logits.sigmoid()
@@ -80,7 +80,7 @@ def test_mask_and_offset_channels_keep_dcns_order_in_every_group() -> None:
 def test_a_v1_pack_reads_the_name_beside_it() -> None:
     net = nn.Sequential(Block(DeformConv2dPack))
     state = renamed(net.state_dict(), "conv2_offset")
-    net.load_state_dict(state)
+    net.load_state_dict(rename_offset_keys(net, state))
     pack = net[0].conv2
     assert torch.equal(pack.conv_offset.weight, state["0.conv2_offset.weight"])
     assert torch.equal(pack.conv_offset.bias, state["0.conv2_offset.bias"])
@@ -98,14 +98,14 @@ def test_a_v1_pack_reads_the_name_beside_it() -> None:
 def test_the_name_beside_is_read_whatever_holds_the_pack(holder) -> None:  # type: ignore[no-untyped-def]
     net = holder(ModulatedDeformConv2dPack(4, 4, 3))
     state = renamed(net.state_dict(), "conv2_offset")
-    net.load_state_dict(state)
+    net.load_state_dict(rename_offset_keys(net, state))
     assert torch.equal(net.conv2.conv_offset.weight, state["conv2_offset.weight"])
 
 
 def test_a_pack_in_a_list_is_read_by_its_number() -> None:
     net = nn.ModuleList([ModulatedDeformConv2dPack(4, 4, 3), ModulatedDeformConv2dPack(4, 4, 3)])
     state = {k.replace(".conv_offset", "_offset"): torch.randn_like(v) for k, v in net.state_dict().items()}
-    net.load_state_dict(state)
+    net.load_state_dict(rename_offset_keys(net, state))
     assert torch.equal(net[1].conv_offset.bias, state["1_offset.bias"])
 
 
@@ -116,7 +116,7 @@ def test_a_resnet_after_surgery_reads_old_mmdetections_and_detectron2s_names() -
         for k, v in net.state_dict().items()
     }
     assert "layer4.1.conv2_offset.weight" in state
-    net.load_state_dict(state)
+    net.load_state_dict(rename_offset_keys(net, state))
     assert torch.equal(net.layer4[1].conv2.conv_offset.weight, state["layer4.1.conv2_offset.weight"])
 
 
@@ -129,19 +129,18 @@ def test_copies_and_unpickled_networks_read_the_names_too() -> None:
     twin = copy.deepcopy(net)
     del net
     for other in (twin, torch.load(file, weights_only=False)):
-        other.load_state_dict(state)
+        other.load_state_dict(rename_offset_keys(other, state))
         assert torch.equal(other[0].conv2.conv_offset.weight, state["0.conv2_offset.weight"])
 
 
 @pytest.mark.parametrize("name", ["conv2.conv_offset_mask", "conv2_offset"])
 @pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("strict", [True, False])
-def test_two_names_for_one_layer_are_an_error_that_names_both(name: str, leaf: str, strict: bool) -> None:
+def test_two_names_for_one_layer_are_an_error_that_names_both(name: str, leaf: str) -> None:
     net = nn.Sequential(Block())
     state = renamed(net.state_dict(), "conv2.conv_offset")
     state[f"0.{name}.{leaf}"] = torch.zeros_like(state[f"0.conv2.conv_offset.{leaf}"])
-    with pytest.raises(RuntimeError, match="two names of one layer") as caught:
-        net.load_state_dict(state, strict=strict)
+    with pytest.raises(ValueError, match=r"^state_dict: .* are two names of one layer") as caught:
+        rename_offset_keys(net, state)
     assert f'"0.{name}.{leaf}"' in str(caught.value)
     assert '"0.conv2.conv_offset.' in str(caught.value)
 
@@ -150,8 +149,16 @@ def test_one_leaf_under_each_name_is_an_error_too() -> None:
     net = nn.Sequential(Block())
     state = renamed(net.state_dict(), "conv2.conv_offset")
     state["0.conv2_offset.bias"] = state.pop("0.conv2.conv_offset.bias")
-    with pytest.raises(RuntimeError, match=r"conv2_offset\.bias.*conv2\.conv_offset\.weight.*two names of one layer"):
-        net.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"conv2_offset\.bias.*conv2\.conv_offset\.weight.*two names of one layer"):
+        rename_offset_keys(net, state)
+
+
+def test_two_foreign_names_for_one_layer_are_an_error_too() -> None:
+    net = nn.Sequential(Block())
+    state = renamed(net.state_dict(), "conv2_offset")
+    state["0.conv2.conv_offset_mask.bias"] = state.pop("0.conv2_offset.bias")
+    with pytest.raises(ValueError, match=r"conv2_offset\.weight.*conv_offset_mask\.bias.*two names of one layer"):
+        rename_offset_keys(net, state)
 
 
 @pytest.mark.parametrize(
@@ -163,43 +170,64 @@ def test_torch_reports_every_other_key_under_its_own_name(key: str) -> None:
     state = renamed(net.state_dict(), "conv2_offset")
     state[key] = torch.zeros(1)
     with pytest.raises(RuntimeError, match=f'Unexpected key.*"{key}"'):
-        net.load_state_dict(state)
-    assert net.load_state_dict(state, strict=False).unexpected_keys == [key]
+        net.load_state_dict(rename_offset_keys(net, state))
+    assert net.load_state_dict(rename_offset_keys(net, state), strict=False).unexpected_keys == [key]
 
 
 def test_a_missing_bias_is_reported_by_our_name() -> None:
     net = nn.Sequential(Block())
     state = renamed(net.state_dict(), "conv2_offset")
     del state["0.conv2_offset.bias"]
-    assert net.load_state_dict(state, strict=False).missing_keys == ["0.conv2.conv_offset.bias"]
+    assert net.load_state_dict(rename_offset_keys(net, state), strict=False).missing_keys == [
+        "0.conv2.conv_offset.bias"
+    ]
 
 
 def test_a_v1_pack_does_not_take_a_modulated_layers_weights() -> None:
     v1, v2 = nn.Sequential(Block(DeformConv2dPack)), nn.Sequential(Block())
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"0.conv2.conv_offset_mask.weight"'):
-        v1.load_state_dict(renamed(v2.state_dict(), "conv2.conv_offset_mask"))
+        v1.load_state_dict(rename_offset_keys(v1, renamed(v2.state_dict(), "conv2.conv_offset_mask")))
     with pytest.raises(RuntimeError, match=r"size mismatch for 0.conv2.conv_offset.weight"):
-        v1.load_state_dict(renamed(v2.state_dict(), "conv2_offset"))
+        v1.load_state_dict(rename_offset_keys(v1, renamed(v2.state_dict(), "conv2_offset")))
 
 
 def test_a_module_of_that_name_that_a_network_really_has_keeps_its_weights() -> None:
     net = Block()
     net.conv2_offset = nn.Conv2d(8, 3, 1)
     state = {k: torch.randn_like(v) for k, v in net.state_dict().items()}
-    net.load_state_dict(state)
+    net.load_state_dict(rename_offset_keys(net, state))
     assert torch.equal(net.conv2_offset.weight, state["conv2_offset.weight"])
     assert torch.equal(net.conv2.conv_offset.weight, state["conv2.conv_offset.weight"])
 
 
-def test_only_modules_that_hold_a_pack_get_a_hook_and_only_one() -> None:
-    assert not nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())._load_state_dict_pre_hooks
-    net = nn.Sequential(*(ModulatedDeformConv2dPack(4, 4, 3) for _ in range(3)))
-    assert len(net._load_state_dict_pre_hooks) == 1
+def test_without_the_function_torch_reports_the_foreign_name() -> None:
+    net = nn.Sequential(Block())
+    assert not net._load_state_dict_pre_hooks
+    assert not net[0]._load_state_dict_pre_hooks
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"0.conv2_offset.weight"'):
+        net.load_state_dict(renamed(net.state_dict(), "conv2_offset"))
+
+
+def test_the_order_of_keys_and_the_versions_of_layers_are_kept() -> None:
+    net = nn.Sequential(Block(), nn.BatchNorm2d(6, track_running_stats=False))
+    state = renamed(net.state_dict(), "conv2_offset")
+    state._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]  # which torch.save keeps
+    translated = rename_offset_keys(net, state)
+    assert list(translated) == list(net.state_dict())
+    assert translated._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+    assert not hasattr(rename_offset_keys(net, dict(state)), "_metadata")
+
+
+def test_a_pack_under_two_paths_is_translated_under_both() -> None:
+    pack = ModulatedDeformConv2dPack(4, 4, 3)
+    net = nn.ModuleDict({"a": pack, "b": pack})
+    state = {k.replace(".conv_offset", "_offset"): torch.randn_like(v) for k, v in net.state_dict().items()}
+    assert list(rename_offset_keys(net, state)) == list(net.state_dict())
 
 
 def test_assign_takes_the_given_tensors_under_their_other_name() -> None:
     with torch.device("meta"):
         net = nn.Sequential(Block())
     state = renamed(nn.Sequential(Block()).state_dict(), "conv2.conv_offset_mask")
-    net.load_state_dict(state, assign=True)
+    net.load_state_dict(rename_offset_keys(net, state), assign=True)
     assert net[0].conv2.conv_offset.weight.data_ptr() == state["0.conv2.conv_offset_mask.weight"].data_ptr()

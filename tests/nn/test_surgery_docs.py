@@ -30,7 +30,7 @@ def test_the_page_runs_and_prints_what_it_says(
     assert "conv_offset" in blocks[0][1]
 
 
-@pytest.mark.parametrize("module", ["deform_conv", "layout", "offsets", "surgery"])
+@pytest.mark.parametrize("module", ["deform_conv", "layout", "offset_keys", "offsets", "surgery"])
 def test_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"torchdcn.nn.{module}"))
     assert results.attempted > 0

@@ -104,11 +104,11 @@ def test_tensors_without_values_count_as_well() -> None:
 
 
 BEFORE = "import torch.utils.flop_counter as counter, torchdcn"
-AFTER = "import sys, torchdcn; assert not {'triton', 'torch.utils.flop_counter'} & set(sys.modules)"
+AFTER = "import torchdcn, torch.utils.flop_counter as counter"
 
 
-@pytest.mark.parametrize("imports", [BEFORE, f"{AFTER}; import torch.utils.flop_counter as counter"])
-def test_the_counter_may_be_imported_before_or_after_and_is_not_brought_along(imports: str) -> None:
+@pytest.mark.parametrize("imports", [BEFORE, AFTER])
+def test_the_counter_may_be_imported_before_or_after(imports: str) -> None:
     code = f"{imports}; print(len([f for f in counter.flop_registry if 'torchdcn' in str(f)]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("4\n", "")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from torchdcn.evaluation.contenders import TORCHVISION, Shape
-from torchdcn.evaluation.memory import Job, can_measure, extra_memory
+from torchdcn.bench.contenders import TORCHVISION, Shape
+from torchdcn.bench.memory import Job, can_measure, extra_memory
 from torchdcn.ops import available_backends
 
 pytestmark = [

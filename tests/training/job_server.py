@@ -22,8 +22,8 @@ import torchdcn.cli
 import torchdcn.detector
 import torchdcn.evaluation
 import torchdcn.models
-from torchdcn.training import loop
-from torchdcn.training.run import Run
+from torchdcn.training import entry
+from torchdcn.training.loop import TrainingLoop
 
 LIMIT = 300  # seconds; nothing takes as long on the busiest machine, and a job that hangs must not hang the suite
 
@@ -34,11 +34,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Dumping(Run):
+class DumpingLoop(TrainingLoop):
     """Leaves this process's weights beside the run."""
 
-    def to_the_end(self):
-        metrics = super().to_the_end()
+    def run(self):
+        metrics = super().run()
         torch.save(self.state.model.state_dict(), f"{self.config.out}-rank{self.processes.rank}.pt")
         return metrics
 
@@ -51,7 +51,7 @@ def be_rank(rank, job, port):
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{job['logs']}/{stream}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    loop.Run = Dumping
+    entry.TrainingLoop = DumpingLoop
     code = 1
     try:
         torchdcn.cli.main(job["arguments"])

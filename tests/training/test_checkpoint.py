@@ -1,20 +1,23 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from torchdcn.training import TrainConfig, TrainState, read_checkpoint, restore, save_checkpoint
+from torchdcn.training import TrainConfig, TrainState, lr_factor, read_checkpoint, restore, save_checkpoint
 from torchdcn.training.checkpoint import random_state, read_last_good
-from torchdcn.training.recipes import optimizer, schedule
+from torchdcn.training.optim import build_optimizer, build_schedule
 
 CONFIG = TrainConfig("d", "m", "o")
 
 
-def state(width=4):
+def state(width=4, config=CONFIG):
     model = nn.Linear(3, width)
-    optimiser = optimizer(model, CONFIG)
-    return TrainState(model, optimiser, schedule(optimiser, 50, CONFIG), torch.amp.GradScaler("cpu", enabled=False))
+    optimiser = build_optimizer(model, config)
+    return TrainState(
+        model, optimiser, build_schedule(optimiser, 50, config), torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 def train(run, steps):
@@ -38,6 +41,18 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path):
     train(other, 3)
     assert torch.equal(other.model.weight, run.model.weight)
     assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+
+
+def test_a_restored_run_has_the_rates_of_its_own_settings(tmp_path):
+    run = state()
+    train(run, 3)
+    save_checkpoint(tmp_path / "checkpoint.pt", run, CONFIG.to_dict())
+    config = replace(CONFIG, lr=0.5, warmup=0.1)
+    other = state(config=config)
+    restore(other, read_checkpoint(tmp_path / "checkpoint.pt"))
+    for step in range(3, 7):
+        assert {group["lr"] for group in other.optimizer.param_groups} == {0.5 * lr_factor(step, 50, config)}
+        train(other, 1)
 
 
 def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):

@@ -100,6 +100,6 @@ def test_values_of_the_wrong_type_are_refused_in_one_line(tmp_path):
 
 
 def test_all_settings_are_shown():
-    shown = TrainConfig(**NEEDED, recipe="1x", overrides={"fpn_channels": 64}).described()
+    shown = TrainConfig(**NEEDED, recipe="1x", overrides={"fpn_channels": 64}).describe()
     for part in ("recipe=1x", "lr=0.02", "lr_drops=0.6667,0.9167", "warmup_steps=500", "fpn_channels=64", "seed=0"):
         assert part in shown

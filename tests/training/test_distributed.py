@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from torchdcn.models import create_model
-from torchdcn.training import ToldElsewhere, distributed, read_record
-from torchdcn.training.distributed import Processes, is_restart_of, job, world_size
+from torchdcn.training import RemoteError, distributed, read_record
+from torchdcn.training.distributed import Processes, is_restart_of, job_id, world_size
 
 SMALL = {"fpn_channels": 16, "box_head_channels": 16, "mask_head_channels": [8], "box_batch_size_per_image": 32}
 FROZEN = ("--set", "trainable_backbone_layers=0")  # quicker, where it doesn't matter what is learned
@@ -203,7 +203,7 @@ def test_torchruns_restart_resumes_its_own_job_only(jobs, scenes, tmp_path):
 
 
 def test_shares_do_not_overlap_and_leave_nothing_out():
-    shares = [Processes(rank, 3).share(range(8)) for rank in range(3)]
+    shares = [Processes(rank, 3).shard(range(8)) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == list(range(8))
     assert max(map(len, shares)) - min(map(len, shares)) == 1
 
@@ -213,37 +213,37 @@ def test_one_wrong_bit_in_the_weights_is_noticed(monkeypatch):
     layers[1].load_state_dict(layers[0].state_dict())
     told = []
     for layer in layers:
-        monkeypatch.setattr(Processes, "everyones", lambda _, sums: told.append(sums) or told)
-        Processes(size=2).check_alike(layer)
+        monkeypatch.setattr(Processes, "all_gather", lambda _, sums: told.append(sums) or told)
+        Processes(size=2).check_same_weights(layer)
     layers[1].weight.data.view(torch.int32)[0, 0] ^= 1
-    for rank, error in enumerate((ValueError, ToldElsewhere)):
+    for rank, error in enumerate((ValueError, RemoteError)):
         with pytest.raises(error, match="rank 0 and 2 hold different weights"):
-            Processes(rank, 2).check_alike(layers[1])
+            Processes(rank, 2).check_same_weights(layers[1])
         told.pop()
 
 
 def test_one_process_alone_needs_no_group():
     alone = Processes()
-    assert (alone.total([1, 2.5]), alone.everyones("a"), alone.gather(3), alone.from_first(4)) == (
+    assert (alone.all_reduce([1, 2.5]), alone.all_gather("a"), alone.gather(3), alone.broadcast_from_first(4)) == (
         [1, 2.5],
         ["a"],
         [3],
         4,
     )
-    alone.agree(None)
+    alone.raise_on_all(None)
     with pytest.raises(KeyError):
-        alone.agree(KeyError("b"))
-    with pytest.raises(OSError, match="c"), alone.together():
+        alone.raise_on_all(KeyError("b"))
+    with pytest.raises(OSError, match="c"), alone.raise_together():
         raise OSError("c")
 
 
 def test_what_torchrun_tells(monkeypatch):
     for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert (world_size(), job(), is_restart_of(None)) == (1, None, False)
+    assert (world_size(), job_id(), is_restart_of(None)) == (1, None, False)
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    first = job()
+    first = job_id()
     assert world_size() == 8
     assert not is_restart_of(first)  # another run of the same name, as far as one can know
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
@@ -252,12 +252,12 @@ def test_what_torchrun_tells(monkeypatch):
     assert not is_restart_of(first)
 
 
-def test_a_restart_that_only_other_hosts_count_is_known_by_the_jobs_word(monkeypatch):
+def test_a_restart_that_only_other_hosts_count_is_known_by_the_jobs_token(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "name")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    monkeypatch.setattr(distributed, "_words", ["word"])
-    assert is_restart_of(job())
-    assert not is_restart_of(["name", "another word"])
+    monkeypatch.setattr(distributed, "_job_token", ["token"])
+    assert is_restart_of(job_id())
+    assert not is_restart_of(["name", "another token"])
 
 
 def test_processes_started_anew_do_not_take_the_dead_for_their_own():
@@ -266,7 +266,7 @@ def test_processes_started_anew_do_not_take_the_dead_for_their_own():
 
     def meet(rank):
         store = torch.distributed.TCPStore("127.0.0.1", server.port, is_master=False)
-        return distributed._name_of_this_start(store, rank, 3)
+        return distributed._agree_on_prefix(store, rank, 3)
 
     names = []
     with ThreadPoolExecutor(3) as pool:

@@ -61,15 +61,15 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path):
     ]
 
 
-def test_means_weigh_by_images_and_begin_anew():
+def test_means_weigh_by_images_and_start_again():
     means = Means()
     means.add({"loss": 1.0}, 3)
     means.add({"loss": 5.0}, 1)
-    first = means.read()
+    first = means.pop()
     assert first["loss"] == 2.0
     assert first["images_per_s"] > 0
     means.add({"loss": 7.0}, 1)
-    assert means.read()["loss"] == 7.0
+    assert means.pop()["loss"] == 7.0
 
 
 def test_an_earlier_run_is_moved_aside_and_kept(tmp_path):

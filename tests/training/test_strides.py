@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from torchdcn.nn import DeformConv2d
 from torchdcn.training import checkpoint, train
-from torchdcn.training.recipes import parameter_groups
+from torchdcn.training.optim import parameter_groups
 
 LAST = torch.channels_last
 

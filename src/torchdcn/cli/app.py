@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .threads import limit_spinning
 from .words import flags_of, said, said_as
 
 if TYPE_CHECKING:
@@ -113,14 +114,16 @@ def console(quiet: bool = False) -> Console:
 
 def bad_usage(message: str) -> NoReturn:
     """Ends the command with one line and the exit code of bad usage."""
-    if _first_process():
+    if first_process():
         _complain(message)
     raise typer.Exit(USAGE)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the program and exits: 0 on success, 1 on bad input, 2 on bad usage, 128 + signal where one stopped it."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # the program, and not a test or a notebook that calls it
+        limit_spinning()
+        arguments = sys.argv[1:]
     with warnings.catch_warnings():
         if "--verbose" not in arguments:
             warnings.showwarning = _show_warning
@@ -141,10 +144,10 @@ def _run(arguments: list[str], verbose: bool) -> int:
             _complain(f"{error.format_message()} (see {place} --help)")
             return USAGE
         if hasattr(error, "signal"):  # training.Interrupted, which is good news
-            if _first_process():
+            if first_process():
                 typer.echo(str(error), err=True)
             return 128 + int(error.signal)
-        if getattr(error, "quiet", False):  # training.ToldElsewhere: another process tells it
+        if getattr(error, "quiet", False):  # training.RemoteError: another process reports it
             return FAULT
         if verbose:
             raise
@@ -157,6 +160,8 @@ def _one_line(error: Exception) -> str:
     text = said(error)
     if isinstance(error, (ValueError, TypeError, OSError, ArithmeticError, ImportError)) and text:
         return text
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # Python's, or torch's for a GPU
+        return text or "out of memory"
     if type(error) is RuntimeError and text:
         return f"{text} (--verbose shows where)"
     return f"unexpected {type(error).__name__}: {text} (--verbose shows where)"
@@ -167,13 +172,13 @@ def _complain(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def _first_process() -> bool:
-    """Whether this one talks, of the processes that torchrun has started with the same arguments."""
+def first_process() -> bool:
+    """Whether this process prints, of those that torchrun has started with the same arguments."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, (DeprecationWarning, FutureWarning)) or not _first_process():
+    if issubclass(category, (DeprecationWarning, FutureWarning)) or not first_process():
         return
     typer.secho("warning: ", fg="yellow", nl=False, err=True)
     typer.echo(" ".join(str(message).split()), err=True)

@@ -18,7 +18,8 @@ from .options import one_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..evaluation.speed import Measurement, Shape
+    from ..bench.contenders import Shape
+    from ..bench.operators import Measurement
 
 bench = typer.Typer(cls=Group, help="Measures speed and memory beside dense convolution and other implementations.")
 app.add_typer(bench, name="bench")
@@ -72,10 +73,10 @@ def ops(
     """Times deformable convolution beside dense convolution, torchvision and onnxruntime, in turn; and its memory."""
     import torch
 
-    from ..evaluation.speed import bench_operator, with_memory
+    from ..bench.operators import bench_operator, with_memory
+    from ..bench.tables import show_operators
     from ..files import check_file
     from ..training.device import choose_device
-    from .bench_tables import show
 
     one_of(suite, SUITES, "--suite")
     one_of(dtype, DTYPES, "--dtype")
@@ -102,7 +103,7 @@ def ops(
         suite=suite, shape=shape, batch=batch, **geometry, dtype=dtype, device=device, threads=counts, rounds=rounds,
         no_peers=no_peers, no_memory=no_memory, forward_only=forward_only,
     )  # fmt: skip
-    show(suite, found, rounds, command)
+    show_operators(suite, found, rounds, command)
     if json_file is not None:
         _write(json_file, found, rounds, command)
 
@@ -132,7 +133,7 @@ def _default_threads(suite: str, count: int) -> list[int]:
 def _shapes(suite: str, own: Sequence[str], batch: int | None, geometry: dict[str, Any]) -> list[Shape]:
     from dataclasses import replace
 
-    from ..evaluation.speed import RESNET50, SCALING, VARIED, Shape
+    from ..bench.contenders import RESNET50, SCALING, VARIED, Shape
 
     if suite != "resnet50" and (suite == "shapes" or not own):
         given = [*(["shape"] if own else []), *(["batch"] if batch else []), *geometry]
@@ -182,7 +183,8 @@ def _command(**options: Any) -> str:
 
 
 def _write(path: Path, found: Sequence[Measurement], rounds: int, command: str) -> None:
-    from ..evaluation.speed import geometric_means, machine
+    from ..bench.operators import geometric_means
+    from ..bench.timing import machine
     from ..files import write_atomically
 
     means = {}

@@ -30,8 +30,8 @@ def convert(
     """Converts weights: a checkpoint of mmdetection to a file of ours, or back."""
     from ..files import check_file, write_atomically
     from ..models import create_model
-    from ..models.mmdet import some
     from ..models.weights import save_weights
+    from ..weights.messages import shorten_list
 
     if source.suffix not in SOURCES.get(out.suffix, ()):
         expected = "expected IN.pth OUT.safetensors or IN.safetensors OUT.pth"
@@ -50,7 +50,7 @@ def convert(
 
         content = _for_mmdet(network)
         write_atomically(out, lambda file: torch.save(content, file))
-    names = f" ({some(list(network.class_names), 3)})" if network.class_names else ""
+    names = f" ({shorten_list(list(network.class_names), 3)})" if network.class_names else ""
     text = f"{out} ({out.stat().st_size / 1e6:.1f} MB): {model}, {network.num_classes} classes{names}"
     console().print(text, markup=False, soft_wrap=True)
 
@@ -58,9 +58,10 @@ def convert(
 def _for_mmdet(network: RCNN) -> dict[str, Any]:
     """A checkpoint of plain tensors and texts; what mmdetection has no place for stays with it under our name."""
     from ..interop import to_mmdet
-    from ..models.weights import info_as_text, info_of
+    from ..models.weights import info_of
+    from ..weights.torchdcn_file import info_to_json
 
-    meta: dict[str, Any] = {"torchdcn": info_as_text(info_of(network))}
+    meta: dict[str, Any] = {"torchdcn": info_to_json(info_of(network))}
     if network.class_names is not None:
         meta["CLASSES"] = tuple(network.class_names)
     return {"meta": meta, "state_dict": to_mmdet(network)}

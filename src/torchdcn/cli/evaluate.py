@@ -44,7 +44,7 @@ def evaluate(
     from ..nn.layout import channels_last
     from ..training.device import choose_device
     from ..training.progress import counter
-    from .evaluator import tell_skipped
+    from .evaluator import print_skipped
 
     one_of(amp, AMP, "--amp")
     model = model_of(model, weights, "eval")
@@ -60,7 +60,7 @@ def evaluate(
     with counter(f"evaluating on {split}", screen) as progress:
         skip_bad = skipped.__setitem__ if skip_bad_images else None
         kinds, results = evaluations_of(detector, dataset, progress, skip_bad=skip_bad)
-    tell_skipped(skipped, len(dataset), screen)
+    print_skipped(skipped, len(dataset), screen)
     metrics = {kind: evaluation.metrics for kind, evaluation in kinds.items()}
     by_class = {kind: evaluation.per_class for kind, evaluation in kinds.items()}
     screen.print(metrics_table(metrics))

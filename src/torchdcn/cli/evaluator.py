@@ -1,4 +1,4 @@
-"""What ``torchdcn train`` does on val: figures as a table, pictures for TensorBoard, AP by class at the end."""
+"""The evaluation in ``torchdcn train``: figures as a table, pictures for TensorBoard, AP by class at the end."""
 
 from __future__ import annotations
 
@@ -17,26 +17,35 @@ if TYPE_CHECKING:
 
 PICTURES = 4
 SCORE = 0.3
-"""Detections that are drawn score more."""
+"""The lowest score of detections that are drawn."""
 
 
 class Evaluator:
     """Evaluates a model on a split, with a progress bar and a table.
 
-    The annotations are read now and held against the model before training (``check``), so that a fault in them doesn't
-    end a run of hours. The images are read only when they are evaluated; with ``skip_bad`` those that can't be read are
-    left out.
+    It is the argument ``evaluate`` of :func:`torchdcn.training.train`, which calls the methods in their order here.
+    ``open`` reads the annotations and ``check`` compares them with the model, both before training, so that a fault in
+    them does not end a run of hours. The images are read when they are evaluated; with ``skip_bad`` those that can't be
+    read are left out.
     """
 
     def __init__(self, data: str, split: str, out: Console, *, skip_bad: bool = False) -> None:
+        self.data, self.split, self.out, self.skip_bad = data, split, out, skip_bad
+        self.evaluations: dict[str, Evaluation] = {}  # of the last call, by kind
+        self.skipped: dict[int, str] = {}  # images that can't be read, and why; in rank 0
+
+    def open(self) -> None:
+        """Opens the split, which is drawn or converted at its first use.
+
+        Raises:
+            ValueError: The annotations are faulty.
+            OSError: There is no such data, or it can't be read.
+        """
         from ..data import open_dataset
         from .options import drawing
 
-        self.split, self.out, self.skip_bad = split, out, skip_bad
-        self.evaluations: dict[str, Evaluation] = {}  # the last ones
-        self.skipped: dict[int, str] = {}  # images, on the first process
-        with drawing(data, out) as progress:
-            self.dataset = open_dataset(data, split, masks=False, progress=progress)
+        with drawing(self.data, self.out) as progress:
+            self.dataset = open_dataset(self.data, self.split, masks=False, progress=progress)
 
     def check(self, model: Any) -> None:
         """Compares the split with a model that has the training data's classes.
@@ -57,81 +66,77 @@ class Evaluator:
         check_fit(None, model.settings.masks, dataset)
 
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """The figures, which it prints too."""
+        """Evaluates the model, prints the figures and gives them."""
         from ..detector import Detector
         from ..evaluation import evaluations_of, metrics_table
-        from ..training.distributed import current
+        from ..training.distributed import current_processes
         from ..training.progress import counter
 
         skipped: dict[int, str] = {}
         skip_bad = skipped.__setitem__ if self.skip_bad else None
         with counter(f"evaluating on {self.split}", self.out) as progress:
             self.evaluations, _ = evaluations_of(
-                Detector(model), self.dataset, progress, processes=current(), skip_bad=skip_bad
+                Detector(model), self.dataset, progress, processes=current_processes(), skip_bad=skip_bad
             )
-        tell_skipped(skipped, len(self.dataset), self.out, told=self.skipped)
+        print_skipped(skipped, len(self.dataset), self.out, known=self.skipped)
         self.skipped |= skipped
         metrics = {kind: evaluation.metrics for kind, evaluation in self.evaluations.items()}
         self.out.print(metrics_table(metrics))
         return metrics
 
     def pictures(self, model: nn.Module) -> dict[str, NDArray[np.uint8]]:
-        """Detections on some pictures of the split, and where deformable layers sample for an object in each.
+        """Draws detections on some pictures of the split, and the sampling points for an object in each.
 
-        The pictures are the same each time: spread over those with objects.
+        The pictures are the same at each call: evenly spaced among those with objects.
         """
         from ..detector import Detector
         from ..plotting import detections_grid
 
         detector = Detector(model)
         found, samples = [], []
-        for index in self._shown():
+        for index in self._drawn_indices():
             image = self.dataset.read_image(index)
             found.append(detector(image).draw(image, score_threshold=SCORE, scale=None))
-            sample = self._samples(detector, index, image)
+            sample = self._draw_samples(detector, index, image)
             samples += [] if sample is None else [sample]
         sheets = {"detections": found, "offsets": samples}
         return {name: detections_grid(drawn, width=1200) for name, drawn in sheets.items() if drawn}
 
-    def _shown(self) -> list[int]:
-        seen = [index for index in range(len(self.dataset)) if index not in self.skipped]
-        with_objects = [index for index in seen if self.dataset.labels(index)]
+    def _drawn_indices(self) -> list[int]:
+        readable = [index for index in range(len(self.dataset)) if index not in self.skipped]
+        with_objects = [index for index in readable if self.dataset.labels(index)]
         step = max(1, len(with_objects) // PICTURES)
         return with_objects[::step][:PICTURES]
 
-    def _samples(self, detector: Detector, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-        """The samples for the middle of the largest object; None if the model has no deformable convolution."""
+    def _draw_samples(self, detector: Detector, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """The sampling points for the middle of the largest object; None if the model has no deformable convolution."""
         import torch
 
-        from ..analysis import node_at, sampling_locations
+        from ..analysis import draw_samples_in_box
         from ..nn import DeformConv2dPack
-        from ..plotting import draw_sampling_points
 
         model = detector.model
         layers = [name for name, module in model.named_modules() if isinstance(module, DeformConv2dPack)]
         boxes = self.dataset.target(index)["boxes"].as_subclass(torch.Tensor)
         if not layers:
             return None
-        # conv4's show more than the last stage's on small pictures, where one position of that covers an object.
+        # On small pictures one position of the last stage covers a whole object; conv4 shows more.
         layer = next((name for name in reversed(layers) if ".layer3." in name), layers[-1])
-        x1, y1, x2, y2 = boxes[((boxes[:, 2:] - boxes[:, :2]).prod(1)).argmax()].tolist()
-        pixels = torch.tensor(image, device=detector.device).permute(2, 0, 1) / 255
-        node = node_at(model, pixels, layer, x=(x1 + x2 - 1) / 2, y=(y1 + y2 - 1) / 2)
-        places = sampling_locations(model, pixels, node)
-        return draw_sampling_points(image, places.points, places.weights, places.centre, places.regular)
+        largest = boxes[((boxes[:, 2:] - boxes[:, :2]).prod(1)).argmax()].tolist()
+        return draw_samples_in_box(model, image, largest, layer)
 
-    def summary(self) -> None:
-        """Prints the last evaluation's figures by class."""
+    def print_class_table(self) -> None:
+        """Prints the figures of the last evaluation by class."""
         from ..evaluation import class_table
 
         if self.evaluations:
             self.out.print(class_table({kind: each.per_class for kind, each in self.evaluations.items()}))
 
 
-def tell_skipped(skipped: Mapping[int, str], images: int, out: Console, told: Collection[int] = ()) -> None:
-    """Names the images that an evaluation has left out, but for those that were told before."""
+def print_skipped(skipped: Mapping[int, str], images: int, out: Console, known: Collection[int] = ()) -> None:
+    """Prints which images an evaluation has left out, except those that are known already, and how many."""
     for index, why in skipped.items():
-        if index not in told:
+        if index not in known:
             out.print(f"skipped: {why}", markup=False, highlight=False, soft_wrap=True)
     if skipped:
         out.print(f"The figures leave out {len(skipped)} of {images} images, and what is annotated on them")

@@ -45,8 +45,10 @@ def model_of(model: str | None, weights: str | None, verb: str) -> str:
         ValueError: It is no weights file, or there is no such model.
         typer.Exit: There is no name.
     """
-    from ..models.weights import existing_file, read_info, read_weights
     from ..models.zoo import settings_of
+    from ..weights.messages import existing_file
+    from ..weights.read import read_weights
+    from ..weights.torchdcn_file import read_info
 
     path = None if weights in (None, "coco") else existing_file(str(weights))
     if model is not None:

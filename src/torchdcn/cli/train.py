@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from ..training.config import RECIPES, TrainConfig
-from .app import bad_usage, console, verb
+from .app import bad_usage, console, first_process, verb
 from .words import said_as
 
 if TYPE_CHECKING:
@@ -58,31 +58,13 @@ def _train(*, check: bool, config: Path | None, resume: bool, set_: list[str], *
 
 def _run(config: TrainConfig, resume: bool) -> None:
     from ..training import train
-    from ..training.distributed import joined
-    from ..training.setup import find_device, on_cuda
     from .evaluator import Evaluator
 
-    with joined(on_cuda(config)) as processes:
-        out = console(quiet=not processes.first)
-        with processes.together():  # what can be wrong without the data first: those may have to be drawn
-            _check_model(config)
-            find_device(config, processes)
-        evaluator = processes.in_turn(lambda: Evaluator(config.data, "val", out, skip_bad=config.skip_bad_images))
-        train(config, evaluator, resume=resume, console=out)
-        if processes.first:
-            evaluator.summary()
-            out.print(f"In {config.out}: last.safetensors, metrics.json, metrics.jsonl", markup=False)
-
-
-def _check_model(config: TrainConfig) -> None:
-    from ..models.weights import existing_file
-    from ..models.zoo import settings_of
-
-    settings_of(config.model, **config.model_settings())
-    if config.weights not in (None, "coco"):
-        existing_file(str(config.weights))
-    if config.weights_backbone not in (None, "imagenet"):
-        existing_file(str(config.weights_backbone), "weights_backbone")
+    out = console(quiet=not first_process())
+    evaluator = Evaluator(config.data, "val", out, skip_bad=config.skip_bad_images)
+    train(config, evaluator, resume=resume, console=out)
+    evaluator.print_class_table()
+    out.print(f"In {config.out}: last.safetensors, metrics.json, metrics.jsonl", markup=False)
 
 
 def _settings(given: Mapping[str, Any], settings: list[str], saved: TrainConfig | None) -> TrainConfig:
@@ -101,7 +83,7 @@ def _settings(given: Mapping[str, Any], settings: list[str], saved: TrainConfig 
         try:
             overrides[name] = json.loads(value)
         except json.JSONDecodeError:
-            overrides[name] = value  # a word needs no quotes
+            overrides[name] = value  # text, which needs no quotes here
     if saved is not None:
         return saved.changed(**values, overrides={**saved.overrides, **overrides})
     missing = [name for name in ("data", "model", "out") if name not in values]
@@ -131,9 +113,9 @@ def _check(given: Mapping[str, Any], saved: Path | None) -> None:
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """One option for each field of ``TrainConfig``: a flag can't be forgotten, and its help stands by its default.
+    """One option for each field of ``TrainConfig``.
 
-    What is not given is None here, so that a flag can be told from a default: it wins over a saved setting.
+    An option that is not given is None. So one that is given with its default value still wins over ``--config``.
     """
     hints = get_type_hints(TrainConfig)
     parameters = []
@@ -145,7 +127,7 @@ def _parameters() -> list[inspect.Parameter]:
             *([f"--{field.name.replace('_', '-')}/--no-{field.name.replace('_', '-')}"] if kind is bool else []),
             help=" ".join(filter(None, (field.metadata["help"], _default(field)))),
             rich_help_panel=field.metadata["group"],
-            show_default=False,  # which typer would put in brackets of its own
+            show_default=False,  # typer would add brackets of its own
         )
         annotation: Any = Annotated[cast("Any", kind) | None, option]
         parameters.append(
@@ -155,19 +137,19 @@ def _parameters() -> list[inspect.Parameter]:
 
 
 def _needed(field: dataclasses.Field[Any]) -> bool:
-    """Whether a run can't do without this setting."""
+    """Whether the setting has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    """What the help says that a flag is without being given."""
+    """The help text of a flag's default."""
     if _needed(field):
         return "Needed, if not in --config."
     return f"[dim]\\[default: {value}][/dim]" if (value := _value(field)) else ""
 
 
 def _value(field: dataclasses.Field[Any]) -> str:
-    """A flag's default in words; none where the text says it, or there is nothing to say."""
+    """A flag's default in words; an empty text if its help has it already, or the default is nothing."""
 
     def text(value: Any) -> str:
         if value is None:
@@ -184,7 +166,7 @@ def _value(field: dataclasses.Field[Any]) -> str:
     return "" if field.default in (None, ()) else text(field.default)
 
 
-_train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks for
+_train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
     [
         *_parameters(),
         inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=Set),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from ..synthetic import make_synthetic
 from .coco import CocoDetection, require_objects
 from .folders import coco_folder, synthetic_folder
-from .synthetic import make_synthetic
 from .transforms import collate, eval_transforms, train_transforms
 
 if TYPE_CHECKING:

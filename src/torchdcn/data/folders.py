@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..synthetic.dataset import VERSION, make_synthetic, remove_leftovers
 from .formats import find_format
 from .formats.convert import convert_to_coco, convert_unsplit
 from .formats.unsplit import find_unsplit
-from .synthetic import VERSION, make_synthetic, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

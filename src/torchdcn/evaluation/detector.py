@@ -51,11 +51,11 @@ class Processes(Protocol):
         """Whether this one computes the figures."""
         ...
 
-    def share(self, items: Sequence[int]) -> list[int]:
+    def shard(self, items: Sequence[int]) -> list[int]:
         """This one's part of what all have."""
         ...
 
-    def together(self) -> AbstractContextManager[None]:
+    def raise_together(self) -> AbstractContextManager[None]:
         """A block whose errors end all of them."""
         ...
 
@@ -63,7 +63,7 @@ class Processes(Protocol):
         """All their values, on the first."""
         ...
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast_from_first(self, value: Any) -> Any:
         """The first one's value, on all."""
         ...
 
@@ -124,14 +124,14 @@ def evaluations_of(
         part = _detections(detector, dataset, indices, truth, progress, skip=skip_bad is not None)
         return _evaluated(truth, dataset, [part], iou_types, skip_bad)
     evaluated: tuple[dict[str, Evaluation], list[dict[str, Any]]] = {}, []
-    with processes.together():
-        mine = processes.share(indices)
+    with processes.raise_together():
+        mine = processes.shard(indices)
         part = _detections(detector, dataset, mine, truth, progress, skip=skip_bad is not None)
     parts = processes.gather(part)
-    with processes.together():
+    with processes.raise_together():
         if processes.first:
             evaluated = _evaluated(truth, dataset, parts, iou_types, skip_bad)
-    return processes.from_first(evaluated[0]), evaluated[1]
+    return processes.broadcast_from_first(evaluated[0]), evaluated[1]
 
 
 def _detections(

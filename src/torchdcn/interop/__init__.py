@@ -1,6 +1,7 @@
 """Ways to and from other projects: mmdetection's names, ONNX files."""
 
-from .mmdet import convert_mmdet, load_mmdet, to_mmdet
-from .onnx import export_onnx
+from ..export import export_onnx
+from ..weights.mmdet import convert_mmdet
+from .mmdet import load_mmdet, to_mmdet
 
 __all__ = ["convert_mmdet", "export_onnx", "load_mmdet", "to_mmdet"]

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
-from ..models.mmdet import advice, convert_mmdet, current_mmdet_name, revert_mmdet, some
-from ..models.weights import MIMIC_LAYERS, WeightsFile, load_weights, name_classes, read_weights
+from ..models.weights import MIMIC_LAYERS, load_weights, name_classes, name_of
+from ..weights.messages import describe_mismatch
+from ..weights.mmdet import convert_mmdet, hint_for_unknown, revert_mmdet, to_current_names
+from ..weights.read import WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
     Model = TypeVar("Model", bound=nn.Module)
-
-__all__ = ["convert_mmdet", "load_mmdet", "to_mmdet"]
-
-_COUNTER = "num_batches_tracked"  # files from before PyTorch 0.4.1 have none, and nothing reads them
 
 
 def load_mmdet(model: Model, path_or_state_dict: str | Path | Mapping[str, Tensor]) -> Model:
@@ -48,19 +46,15 @@ def load_mmdet(model: Model, path_or_state_dict: str | Path | Mapping[str, Tenso
         >>> load_mmdet(other, to_mmdet(one)) is other
         True
     """
-    source, file = _read(path_or_state_dict)
-    given = {current_mmdet_name(key.removeprefix("module.")): value for key, value in file.tensors.items()}
+    source, file = _read_source(path_or_state_dict)
+    try:
+        given = to_current_names({key.removeprefix("module."): value for key, value in file.tensors.items()})
+    except ValueError as error:
+        raise ValueError(f"path_or_state_dict: {source}: {str(error).removeprefix('state_dict: ')}") from error
     expected = to_mmdet(model)
-    missing = [key for key in expected if key not in given and not key.endswith(_COUNTER)]
-    unknown = [key for key in given if key not in expected]
-    shapes = [
-        f"{key} {list(value.shape)} instead of {list(expected[key].shape)}"
-        for key, value in given.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    faults = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-    if text := "; ".join(f"{what}: {some(names)}" for what, names in faults if names):
-        raise ValueError(f"path_or_state_dict: {source} does not fit {_name_of(model)}; {text}{advice(unknown)}")
+    if faults := describe_mismatch(given, expected):
+        hint = hint_for_unknown(given.keys() - expected.keys())
+        raise ValueError(f"path_or_state_dict: {source} does not fit {name_of(model)}; {faults}{hint}")
     own = {key: value for key, value in model.state_dict().items() if key.startswith(MIMIC_LAYERS)}
     load_weights(model, convert_mmdet(given) | own, f"path_or_state_dict: {source}")
     name_classes(model, file.class_names)
@@ -94,13 +88,13 @@ def to_mmdet(model: nn.Module) -> dict[str, Tensor]:
     try:
         renamed = revert_mmdet(state)
     except ValueError as error:
-        raise ValueError(f"model: {_name_of(model)} has no counterpart there: {error}") from error
+        raise ValueError(f"model: {name_of(model)} has no counterpart there: {error}") from error
     if not any(key.startswith("neck.") for key in renamed):
-        raise ValueError(f"model: {_name_of(model)} has no counterpart in mmdetection, whose detectors have a pyramid")
+        raise ValueError(f"model: {name_of(model)} has no counterpart in mmdetection, whose detectors have a pyramid")
     return {key: value.detach().contiguous() for key, value in renamed.items()}
 
 
-def _read(given: str | Path | Mapping[str, Tensor]) -> tuple[str, WeightsFile]:
+def _read_source(given: str | Path | Mapping[str, Tensor]) -> tuple[str, WeightsFile]:
     if isinstance(given, (str, Path)):
         return str(given), read_weights(given, "path_or_state_dict")
     if not isinstance(given, Mapping):
@@ -110,7 +104,3 @@ def _read(given: str | Path | Mapping[str, Tensor]) -> tuple[str, WeightsFile]:
         advice = "; give its entry 'state_dict'" if "state_dict" in given else ""
         raise TypeError(f"path_or_state_dict: expected a dict of tensors, got {got}{advice}")
     return "the state dict", WeightsFile({str(key): value for key, value in given.items()})
-
-
-def _name_of(model: nn.Module) -> str:
-    return str(getattr(model, "name", type(model).__name__))

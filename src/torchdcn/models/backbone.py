@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import _utils, resnet
+from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..nn import DeformConv2dPack, ModulatedDeformConv2dPack
+from ..weights.read import read_state_dict
+from ._torchvision_private import IntermediateLayerGetter
 from .settings import STAGES
-from .weights import load_weights, read_state_dict
+from .weights import load_weights, translate_keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-class Body(NamedTuple):
+class ResNetArguments(NamedTuple):
     """What torchvision's ResNet takes, and its ImageNet weights of that shape if there are any."""
 
     block: type[resnet.BasicBlock | resnet.Bottleneck]
@@ -34,16 +36,16 @@ class Body(NamedTuple):
     imagenet: Any = None
 
 
-BODIES = {
-    "r18": Body(resnet.BasicBlock, (2, 2, 2, 2), imagenet=resnet.ResNet18_Weights.IMAGENET1K_V1),
-    "r50": Body(resnet.Bottleneck, (3, 4, 6, 3), imagenet=resnet.ResNet50_Weights.IMAGENET1K_V1),
-    "r101": Body(resnet.Bottleneck, (3, 4, 23, 3), imagenet=resnet.ResNet101_Weights.IMAGENET1K_V1),
-    "x101-32x4d": Body(resnet.Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=4),
+RESNETS = {
+    "r18": ResNetArguments(resnet.BasicBlock, (2, 2, 2, 2), imagenet=resnet.ResNet18_Weights.IMAGENET1K_V1),
+    "r50": ResNetArguments(resnet.Bottleneck, (3, 4, 6, 3), imagenet=resnet.ResNet50_Weights.IMAGENET1K_V1),
+    "r101": ResNetArguments(resnet.Bottleneck, (3, 4, 23, 3), imagenet=resnet.ResNet101_Weights.IMAGENET1K_V1),
+    "x101-32x4d": ResNetArguments(resnet.Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=4),
 }
 PACKS = {"dconv": DeformConv2dPack, "mdconv": ModulatedDeformConv2dPack}
 
 
-class RestingNorms(nn.Module):
+class FrozenNormBackbone(nn.Module):
     """A backbone whose batch normalisation stays in eval mode where it is frozen."""
 
     body: nn.Module
@@ -58,11 +60,11 @@ class RestingNorms(nn.Module):
         return self
 
 
-class Backbone(RestingNorms, BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no types
+class Backbone(FrozenNormBackbone, BackboneWithFPN):  # type: ignore[misc]  # torchvision ships no types
     """torchvision's body and FPN."""
 
 
-class DilatedBackbone(RestingNorms):
+class DilatedBackbone(FrozenNormBackbone):
     """A body whose conv5 has stride 16, without a pyramid: the DCNv2 paper's.
 
     The dilation is torchvision's: the first 3x3 of conv5 keeps 1 and the others have 2, as their weights were learned
@@ -76,7 +78,7 @@ class DilatedBackbone(RestingNorms):
 
     def __init__(self, body: resnet.ResNet, widths: tuple[int, int], out_channels: int) -> None:
         super().__init__()
-        self.body = _utils.IntermediateLayerGetter(body, {"layer3": "conv4", "layer4": "conv5"})
+        self.body = IntermediateLayerGetter(body, {"layer3": "conv4", "layer4": "conv5"})
         self.reduce = nn.Conv2d(widths[1], out_channels, 1)
         nn.init.kaiming_uniform_(self.reduce.weight, a=1)
         nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]  # it has one
@@ -91,7 +93,7 @@ class DilatedBackbone(RestingNorms):
 
 def stage_widths(settings: Settings) -> list[int]:
     """Channels of conv2 to conv5."""
-    return [64 * BODIES[settings.backbone].block.expansion * 2**stage for stage in range(4)]
+    return [64 * RESNETS[settings.backbone].block.expansion * 2**stage for stage in range(4)]
 
 
 def build_backbone(settings: Settings) -> Backbone | DilatedBackbone:
@@ -108,7 +110,7 @@ def build_backbone(settings: Settings) -> Backbone | DilatedBackbone:
         >>> [tuple(x.shape[1:]) for x in backbone(torch.rand(1, 3, 64, 64)).values()]
         [(128, 16, 16), (128, 8, 8), (128, 4, 4), (128, 2, 2), (128, 1, 1)]
     """
-    shape = BODIES[settings.backbone]
+    shape = RESNETS[settings.backbone]
     norm = partial(nn.GroupNorm, 32) if settings.norm == "gn" else nn.BatchNorm2d
     body = resnet.ResNet(
         shape.block,
@@ -121,7 +123,7 @@ def build_backbone(settings: Settings) -> Backbone | DilatedBackbone:
     if settings.conv is not None:
         for stage in settings.deform_stages:
             for block in getattr(body, STAGES[stage]):
-                block.conv2 = _deformed(block.conv2, settings)
+                block.conv2 = _to_pack(block.conv2, settings)
     widths = stage_widths(settings)
     backbone: Backbone | DilatedBackbone
     if settings.fpn:
@@ -131,10 +133,10 @@ def build_backbone(settings: Settings) -> Backbone | DilatedBackbone:
         backbone = DilatedBackbone(body, (widths[2], widths[3]), settings.fpn_channels)
     backbone.norm = settings.norm or "bn"
     _freeze(backbone, settings)
-    return backbone.train()  # a new module's normalisation trains; this puts what is frozen to rest
+    return backbone.train()  # sets frozen normalisation to eval mode: a new module's trains
 
 
-def _deformed(conv: nn.Conv2d, settings: Settings) -> DeformConv2dPack:
+def _to_pack(conv: nn.Conv2d, settings: Settings) -> DeformConv2dPack:
     pack = PACKS[settings.conv or "mdconv"](
         conv.in_channels,
         conv.out_channels,
@@ -151,7 +153,7 @@ def _deformed(conv: nn.Conv2d, settings: Settings) -> DeformConv2dPack:
     return pack
 
 
-def _freeze(backbone: RestingNorms, settings: Settings) -> None:
+def _freeze(backbone: FrozenNormBackbone, settings: Settings) -> None:
     layers = 5 if settings.trainable_backbone_layers is None else settings.trainable_backbone_layers
     trained = ("layer4", "layer3", "layer2", "layer1", "conv1", "bn1")[: 6 if layers == 5 else layers]
     for name, child in backbone.body.named_children():
@@ -163,7 +165,7 @@ def _freeze(backbone: RestingNorms, settings: Settings) -> None:
                 module.requires_grad_(False)
 
 
-def load_body(backbone: RestingNorms, settings: Settings, source: str | Path) -> None:
+def load_body(backbone: FrozenNormBackbone, settings: Settings, source: str | Path) -> None:
     """Loads the weights of a regular ResNet, or of a body that deforms already, into ``backbone.body``.
 
     Where a file has no offsets yet, weights under a mask that starts at 0.5 are doubled: at the start the
@@ -188,6 +190,7 @@ def load_body(backbone: RestingNorms, settings: Settings, source: str | Path) ->
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             break
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    state = translate_keys(backbone.body, state, f"weights_backbone: {source}")
     own = backbone.body.state_dict()
     if settings.norm == "gn" and "bn1.running_mean" in state:
         raise ValueError(no_gn)
@@ -201,7 +204,7 @@ def load_body(backbone: RestingNorms, settings: Settings, source: str | Path) ->
 
 
 def _imagenet(name: str) -> dict[str, Tensor]:
-    weights = BODIES[name].imagenet
+    weights = RESNETS[name].imagenet
     if weights is None:
         raise ValueError(
             f"weights_backbone: torchvision has no ImageNet weights for {name}; give a file of such a network"

@@ -6,27 +6,21 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..weights.mmdet import convert_mmdet, is_mmdet
+from ..weights.read import WeightsFile, read_weights
+from ..weights.released import released_weights
 from .backbone import load_body
-from .mmdet import convert_mmdet, is_mmdet
 from .rcnn import RCNN
-from .released import released_weights
-from .settings import Settings, is_count, plain
-from .weights import (
-    CLASS_LAYERS,
-    MIMIC_LAYERS,
-    WeightsFile,
-    WeightsInfo,
-    classes_in,
-    load_weights,
-    name_classes,
-    read_weights,
-)
-from .zoo import MODELS, replaced, settings_of
+from .settings import Settings, is_count, to_python
+from .weights import CLASS_LAYERS, MIMIC_LAYERS, classes_in, load_weights, name_classes
+from .zoo import MODELS, settings_of, with_overrides
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from ..weights.torchdcn_file import WeightsInfo
 
 
 def create_model(
@@ -42,7 +36,7 @@ def create_model(
     Args:
         name: One of :func:`list_models`.
         weights: A ``.safetensors`` or ``.pth`` file, ours or mmdetection's, or ``"coco"`` for the published
-            weights, which are downloaded once (:func:`~torchdcn.models.released.released_weights`). Ours also
+            weights, which are downloaded once (:func:`~torchdcn.weights.released.released_weights`). Ours also
             says with which settings and for which classes it was trained.
         num_classes: Classes, without the background. By default the weights file's, or 80. A number other
             than the file's makes the layers that depend on it start anew, with a warning.
@@ -66,22 +60,22 @@ def create_model(
         ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
     """
     settings_of(name, **overrides)  # complains about these before any file is read
-    num_classes = plain(num_classes)
+    num_classes = to_python(num_classes)
     if num_classes is not None and not is_count(num_classes):
         raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
-    file = None if weights is None else _read(name, weights)
+    file = None if weights is None else _read_file(name, weights)
     info, state = (None, None) if file is None else (file.info, file.tensors)
-    settings = _resolved(name, info, state, weights, weights_backbone, overrides)
+    settings = _resolve_settings(name, info, state, weights, weights_backbone, overrides)
     model = RCNN(settings, num_classes or (classes_in(state) if state else None) or 80)
     model.name = name
     if file is not None:
-        _load(model, file, weights)
+        _load_file(model, file, weights)
     elif weights_backbone is not None:
         load_body(model.backbone, settings, weights_backbone)
     return model
 
 
-def _read(name: str, weights: str | Path) -> WeightsFile:
+def _read_file(name: str, weights: str | Path) -> WeightsFile:
     file = read_weights(released_weights(name) if str(weights) == "coco" else weights)
     if is_mmdet(file.tensors):
         try:
@@ -95,7 +89,7 @@ def _read(name: str, weights: str | Path) -> WeightsFile:
     return file
 
 
-def _load(model: RCNN, file: WeightsFile, weights: Any) -> None:
+def _load_file(model: RCNN, file: WeightsFile, weights: Any) -> None:
     state, info = file.tensors, file.info
     found = classes_in(state)
     if found is not None and found != model.num_classes:
@@ -113,18 +107,18 @@ def _load(model: RCNN, file: WeightsFile, weights: Any) -> None:
     try:
         load_weights(model, state, f"weights: {weights}")
     except ValueError as error:
-        _raise_if_of_another(model.name, info, weights, error)
+        _raise_if_other_model(model.name, info, weights, error)
         raise
 
 
-def _raise_if_of_another(name: str, info: WeightsInfo | None, weights: Any, error: Exception) -> None:
+def _raise_if_other_model(name: str, info: WeightsInfo | None, weights: Any, error: Exception) -> None:
     """Two names may stand for one network, so that another name alone is no fault."""
     if info is not None and info.model != name:
         held = f"weights: {weights} holds a {info.model}, not a {name}"
         raise ValueError(f"{held}; give that name, or weights of the model you named") from error
 
 
-def _resolved(
+def _resolve_settings(
     name: str,
     info: WeightsInfo | None,
     state: dict[str, Tensor] | None,
@@ -138,9 +132,9 @@ def _resolved(
         # With its longest side, which such a file only has where it is not the name's own.
         settings = settings_of(name, **({"max_size": MODELS[name].max_size} | saved))
     except (TypeError, ValueError) as error:
-        _raise_if_of_another(name, info, weights, error)
+        _raise_if_other_model(name, info, weights, error)
         raise ValueError(f"weights: the file's settings can't be used by this version: {error}") from error
-    settings = replaced(settings, overrides)
+    settings = with_overrides(settings, overrides)
     pretrained = state is not None or weights_backbone is not None
     if settings.norm is None:
         if state is not None:

@@ -61,7 +61,7 @@ class Mimicking(nn.Module):
         rcnn = fast.new_zeros(0, features.shape[1])
         if len(fast):
             crops = crop_boxes(images, [box[i] for box, i in zip(boxes, drawn, strict=True)], self.patch_size)
-            rcnn = self._in_parts(patch_features, crops)
+            rcnn = self._compute_in_parts(patch_features, crops)
         # Without any proposal it is asked all the same: each of its parameters then has a gradient on every rank.
         logits = full_precision(self.cls_score(rcnn))
         classes = torch.cat([label[i] for label, i in zip(labels, drawn, strict=True)])
@@ -71,7 +71,7 @@ class Mimicking(nn.Module):
             "loss_mimic_cls": self.weight * F.cross_entropy(logits, classes, reduction="sum") / max(1, len(classes)),
         }
 
-    def _in_parts(self, patch_features: Features, crops: Tensor) -> Tensor:
+    def _compute_in_parts(self, patch_features: Features, crops: Tensor) -> Tensor:
         if self.crops_at_once is None:
             return patch_features(crops)
         parts = crops.split(self.crops_at_once)
@@ -136,7 +136,7 @@ def _draw_positives(labels: Tensor, count: int) -> Tensor:
 
 
 @contextmanager
-def statistics_untouched(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch normalisation that trains still uses its batch's own statistics, but doesn't add them to the running ones.
 
     Those are for detection, which sees whole images only: enlarged crops have others.

@@ -13,7 +13,7 @@ from torchvision.models.detection import generalized_rcnn, transform
 
 from .backbone import build_backbone
 from .masks import paste_masks
-from .mimic import Mimicking, statistics_untouched
+from .mimic import Mimicking, frozen_statistics
 from .roi_heads import build_roi_heads
 from .rpn import build_rpn
 
@@ -134,18 +134,18 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
             ValueError: Images or targets that do not fit; the message names the argument.
             TypeError: A dtype that does not fit.
         """
-        images = _checked_images(images, self.backbone.body.conv1.weight.dtype, self.training)
+        images = _check_images(images, self.backbone.body.conv1.weight.dtype, self.training)
         if self.training:
             if original_sizes is not None or mask_threshold is not None:
                 raise ValueError("original_sizes and mask_threshold are for detecting; call model.eval() first")
-            targets = _checked_targets(targets, images, self.num_classes, self.settings.masks)
+            targets = _check_targets(targets, images, self.num_classes, self.settings.masks)
         else:
             targets = None
         if original_sizes is not None and len(original_sizes) != len(images):
             raise ValueError(
                 f"original_sizes: expected one for each of {len(images)} images, got {len(original_sizes)}"
             )
-        batch, targets = self._batch(images, targets, resized=original_sizes is not None)
+        batch, targets = self._make_batch(images, targets, resized=original_sizes is not None)
         features = self.backbone(batch.tensors)
         proposals, proposal_losses = self.rpn(batch, features, targets)
         mimic = partial(self.mimic, self.patch_features, batch.tensors) if self.mimic is not None else None
@@ -164,12 +164,12 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         height, width = patches.shape[-2:]
         dtype = torch.promote_types(patches.dtype, torch.float32)
         whole = torch.tensor([[0, 0, width, height]], dtype=dtype, device=patches.device)
-        with statistics_untouched(self.backbone):
+        with frozen_statistics(self.backbone):
             features = self.backbone(patches)
         count = len(patches)
         return self.roi_heads.box_features(features, [whole] * count, [(height, width)] * count)  # type: ignore[no-any-return]
 
-    def _batch(self, images: list[Tensor], targets: list[Target] | None, resized: bool) -> tuple[Any, Any]:
+    def _make_batch(self, images: list[Tensor], targets: list[Target] | None, resized: bool) -> tuple[Any, Any]:
         if not resized:
             return self.transform(images, targets)  # type: ignore[no-any-return]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -177,7 +177,7 @@ class RCNN(generalized_rcnn.GeneralizedRCNN):  # type: ignore[misc]  # torchvisi
         return transform.ImageList(self.transform.batch_images(normalised, 32), sizes), targets
 
 
-def _checked_images(images: Any, dtype: torch.dtype, training: bool) -> list[Tensor]:
+def _check_images(images: Any, dtype: torch.dtype, training: bool) -> list[Tensor]:
     checked: list[Tensor] = list(images)
     if not checked:
         raise ValueError("images: expected at least one, got none")
@@ -196,15 +196,15 @@ def _checked_images(images: Any, dtype: torch.dtype, training: bool) -> list[Ten
     return [image.as_subclass(Tensor) for image in checked]  # not torchvision's tv_tensors from here on
 
 
-def _checked_targets(targets: Any, images: list[Tensor], num_classes: int, masks: bool) -> list[Target]:
+def _check_targets(targets: Any, images: list[Tensor], num_classes: int, masks: bool) -> list[Target]:
     if not isinstance(targets, Sequence) or len(targets) != len(images):
         got = "none" if targets is None else len(targets) if isinstance(targets, Sequence) else type(targets).__name__
         raise ValueError(f"targets: training needs one for each of {len(images)} images, got {got}")
-    return [_checked_target(t, f"targets[{i}]", images[i], num_classes, masks) for i, t in enumerate(targets)]
+    return [_check_target(t, f"targets[{i}]", images[i], num_classes, masks) for i, t in enumerate(targets)]
 
 
-def _checked_target(given: Any, where: str, image: Tensor, num_classes: int, masks: bool) -> Target:
-    target = _tensors(given, where, image, ["boxes", "labels", "masks"] if masks else ["boxes", "labels"])
+def _check_target(given: Any, where: str, image: Tensor, num_classes: int, masks: bool) -> Target:
+    target = _to_tensors(given, where, image, ["boxes", "labels", "masks"] if masks else ["boxes", "labels"])
     count = len(target["labels"])
     if tuple(target["boxes"].shape) != (count, 4):
         # An empty list of boxes has no second dimension.
@@ -230,7 +230,7 @@ def _checked_target(given: Any, where: str, image: Tensor, num_classes: int, mas
     return target
 
 
-def _tensors(target: Any, where: str, image: Tensor, needed: list[str]) -> Target:
+def _to_tensors(target: Any, where: str, image: Tensor, needed: list[str]) -> Target:
     if not isinstance(target, Mapping):
         raise TypeError(f"{where}: expected a dict with {', '.join(needed)}, got {type(target).__name__}")
     if missing := [key for key in needed if key not in target]:

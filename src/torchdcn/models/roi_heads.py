@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torchvision.models.detection import faster_rcnn, mask_rcnn, roi_heads
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from ._torchvision_private import replace_attribute
 from .masks import crop_masks
 from .pooling import Sizes, build_pool
-from .rpn import BoxCoder, Matcher, by_class, full_precision
+from .rpn import BoxCoder, Matcher, full_precision, split_by_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +54,8 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
 
     def __init__(self, *args: Any, min_pos_iou: float | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.box_coder: BoxCoder = BoxCoder(self.box_coder.weights)
-        self.proposal_matcher: Matcher = Matcher.like(self.proposal_matcher, min_pos_iou)
+        replace_attribute(self, "box_coder", BoxCoder(self.box_coder.weights))
+        replace_attribute(self, "proposal_matcher", Matcher.like(self.proposal_matcher, min_pos_iou))
 
     def box_features(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: Sizes) -> Tensor:
         """The 2-fc features ``[sum of K_i, C]`` of boxes ``[K_i, 4]``, in pixels of the resized images."""
@@ -82,7 +83,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         result = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, scores, strict=True)]
         if self.has_mask():
             logits = self.mask_logits(features, boxes, image_shapes)
-            chosen = _of_class(logits, torch.cat(labels))[:, None].sigmoid()
+            chosen = _select_class(logits, torch.cat(labels))[:, None].sigmoid()
             for detections, masks in zip(result, torch.split(chosen, [len(b) for b in boxes]), strict=True):
                 detections["masks"] = masks
         return result, {}
@@ -103,7 +104,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         classes = torch.cat(labels)
         count = max(1, len(classes))
         positive = torch.where(classes > 0)[0]
-        predicted = by_class(predicted)[positive, classes[positive] - 1]
+        predicted = split_by_class(predicted)[positive, classes[positive] - 1]
         losses = {
             "loss_classifier": F.cross_entropy(logits, classes, reduction="sum") / count,
             "loss_box_reg": F.l1_loss(predicted, torch.cat(deltas)[positive], reduction="sum") / count,
@@ -131,7 +132,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         masks: list[Tensor],
         image_shapes: Sizes,
     ) -> Tensor:
-        logits = _of_class(self.mask_logits(features, boxes, image_shapes), labels)
+        logits = _select_class(self.mask_logits(features, boxes, image_shapes), labels)
         wanted = [
             crop_masks(m, b, i, logits.shape[-1]) if len(b) else logits.new_zeros(0, *logits.shape[1:])
             for m, b, i in zip(masks, boxes, matched, strict=True)
@@ -148,7 +149,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes ``[D, 4]``, scores ``[D]``, labels ``[D]`` of each image after NMS by class, best first."""
         counts = [len(boxes) for boxes in proposals]
-        decoded = by_class(self.box_coder.decode_single(box_regression, torch.cat(proposals)))
+        decoded = split_by_class(self.box_coder.decode_single(box_regression, torch.cat(proposals)))
         probabilities = class_logits.softmax(dim=1)[:, 1:]
         result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for boxes, scores, shape in zip(
@@ -164,7 +165,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]  # torchvision ships n
         return result
 
 
-def _of_class(logits: Tensor, labels: Tensor) -> Tensor:  # [D, C, h, w], [D] -> [D, h, w]
+def _select_class(logits: Tensor, labels: Tensor) -> Tensor:  # [D, C, h, w], [D] -> [D, h, w]
     return logits[torch.arange(len(logits), device=logits.device), labels]
 
 

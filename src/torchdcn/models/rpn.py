@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import _utils, anchor_utils, rpn
+from torchvision.models.detection import anchor_utils, rpn
 
+from . import _torchvision_private as private
 from .backbone import stage_widths
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def by_class(deltas: Tensor) -> Tensor:
+def split_by_class(deltas: Tensor) -> Tensor:
     """``[R, 4 C]`` as ``[R, C, 4]``, also without any rows."""
     return deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
 
@@ -80,19 +81,19 @@ class AnchorGenerator(anchor_utils.AnchorGenerator):  # type: ignore[misc]  # to
         return [torch.cat(levels)] * len(image_list.image_sizes)
 
 
-class BoxCoder(_utils.BoxCoder):  # type: ignore[misc]  # torchvision ships no types
+class BoxCoder(private.BoxCoder):  # type: ignore[misc]  # torchvision ships no types
     """Box deltas whose sizes are clamped on both sides, to a factor of 1000 / 16 either way."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Deltas ``[R, 4 C]`` around boxes ``[R, 4]`` to boxes ``[R, 4 C]``."""
-        deltas = by_class(rel_codes) / rel_codes.new_tensor(self.weights)
+        deltas = split_by_class(rel_codes) / rel_codes.new_tensor(self.weights)
         sizes = (boxes[:, 2:] - boxes[:, :2])[:, None]
         centres = (boxes[:, 2:] + boxes[:, :2])[:, None] / 2 + deltas[..., :2] * sizes
         half = sizes * deltas[..., 2:].clamp(-self.bbox_xform_clip, self.bbox_xform_clip).exp() / 2
         return torch.cat([centres - half, centres + half], dim=-1).flatten(1)
 
 
-class Matcher(_utils.Matcher):  # type: ignore[misc]  # torchvision ships no types
+class Matcher(private.Matcher):  # type: ignore[misc]  # torchvision ships no types
     """Assigns each box the object that it overlaps most, if that is enough.
 
     From an IoU of ``min_quality`` on, an object also gets the boxes that overlap it most; None never.
@@ -103,7 +104,7 @@ class Matcher(_utils.Matcher):  # type: ignore[misc]  # torchvision ships no typ
         self.min_quality = min_quality or 0.0
 
     @classmethod
-    def like(cls, matcher: _utils.Matcher, min_quality: float | None) -> Matcher:
+    def like(cls, matcher: private.Matcher, min_quality: float | None) -> Matcher:
         """One with the thresholds of torchvision's."""
         return cls(matcher.high_threshold, matcher.low_threshold, min_quality)
 
@@ -149,9 +150,9 @@ class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]  #
 
     def __init__(self, *args: Any, min_pos_iou: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-        self.proposal_matcher: Matcher = Matcher.like(self.proposal_matcher, min_pos_iou)
-        self.min_size = torch.finfo(torch.float32).tiny  # drops only boxes without any area
+        private.replace_attribute(self, "box_coder", BoxCoder((1.0, 1.0, 1.0, 1.0)))
+        private.replace_attribute(self, "proposal_matcher", Matcher.like(self.proposal_matcher, min_pos_iou))
+        private.replace_attribute(self, "min_size", torch.finfo(torch.float32).tiny)  # drops only boxes without area
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None

@@ -137,7 +137,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+            object.__setattr__(self, field.name, to_python(getattr(self, field.name)))
         sizes = self.anchor_sizes
         if isinstance(sizes, tuple) and all(isinstance(size, (int, float)) for size in sizes):
             object.__setattr__(self, "anchor_sizes", tuple((size,) for size in sizes) if self.fpn else (sizes,))
@@ -151,10 +151,10 @@ class Settings:
         return self.min_size if isinstance(self.min_size, tuple) else (self.min_size,)
 
 
-def plain(value: Any) -> Any:
-    """Lists as tuples, because JSON knows no tuples, and NumPy's numbers as Python's."""
+def to_python(value: Any) -> Any:
+    """Makes a setting out of what JSON or NumPy has: lists become tuples, and NumPy's numbers Python's."""
     if isinstance(value, (list, tuple)):
-        return tuple(plain(item) for item in value)
+        return tuple(to_python(item) for item in value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value

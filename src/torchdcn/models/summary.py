@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..nn import DeformConv2dPack
+from ..weights.released import PUBLISHED
 from .create import create_model
-from .zoo import PAPER, PUBLISHED, settings_of
+from .zoo import PAPER, settings_of
 
 if TYPE_CHECKING:
     from .settings import Settings

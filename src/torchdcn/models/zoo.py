@@ -1,9 +1,9 @@
-"""The models by name: their settings, what has been published about them, and where their weights are."""
+"""The models by name: their settings, and what the paper has published about its own."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .settings import BACKBONES, Settings
@@ -11,59 +11,6 @@ from .settings import BACKBONES, Settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-
-@dataclass(frozen=True)
-class Published:
-    """What mmdetection published for a model (COCO 2017 val, 12 epochs, V100 GPUs); not measured here.
-
-    Attributes:
-        box_ap: In percent.
-        mask_ap: In percent, or None without masks.
-        train_memory_gb: Of one GPU in training.
-        fps: Images per second at test time.
-        weights_url: Where the weights are; the last eight digits of the name start their SHA-256.
-    """
-
-    box_ap: float
-    mask_ap: float | None
-    train_memory_gb: float
-    fps: float | None
-    weights_url: str
-
-    @property
-    def sha256_prefix(self) -> str:
-        """The first eight hexadecimal digits of the weights file's SHA-256."""
-        return self.weights_url.removesuffix(".pth").rsplit("-", 1)[1]
-
-
-_RELEASED = "https://download.openmmlab.com/mmdetection/v2.0"
-
-PUBLISHED = {
-    "faster_rcnn_r50_fpn_mdconv_c3-c5": Published(
-        41.4, None, 4.1, 17.6,
-        f"{_RELEASED}/dcn/faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco/"
-        "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_20200130-d099253b.pth",
-    ),
-    "faster_rcnn_r50_fpn_mdconv_c3-c5_group4": Published(
-        41.5, None, 4.2, 17.4,
-        f"{_RELEASED}/dcn/faster_rcnn_r50_fpn_mdconv_c3-c5_group4_1x_coco/"
-        "faster_rcnn_r50_fpn_mdconv_c3-c5_group4_1x_coco_20200130-01262257.pth",
-    ),
-    "faster_rcnn_r50_fpn_mdpool": Published(
-        38.7, None, 5.8, 16.6,
-        f"{_RELEASED}/dcn/faster_rcnn_r50_fpn_mdpool_1x_coco/faster_rcnn_r50_fpn_mdpool_1x_coco_20200307-c0df27ff.pth",
-    ),
-    "mask_rcnn_r50_fpn_mdconv_c3-c5": Published(
-        41.5, 37.1, 4.5, 15.1,
-        f"{_RELEASED}/dcn/mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco/"
-        "mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_20200203-ad97591f.pth",
-    ),
-    "mask_rcnn_r50_fpn_fp16_mdconv_c3-c5": Published(
-        42.0, 37.6, 3.1, None,
-        f"{_RELEASED}/fp16/mask_rcnn_r50_fpn_fp16_mdconv_c3-c5_1x_coco/"
-        "mask_rcnn_r50_fpn_fp16_mdconv_c3-c5_1x_coco_20210520_180434-cf8fefa5.pth",
-    ),
-}  # fmt: skip
 
 PAPER = {"faster_rcnn_r50_dcnv2": (41.7, None), "mask_rcnn_r50_dcnv2": (43.1, 37.3)}
 """Box and mask AP in percent that the DCNv2 paper has for its own detectors (COCO 2017 val, short side of 1000 pixels,
@@ -157,7 +104,7 @@ def settings_of(name: str, **overrides: Any) -> Settings:
                 raise TypeError(f"{key}: not a setting of a model; give weights= or weights_backbone=")
             place = "torchdcn.models.settings.Settings lists them"
             raise TypeError(f"{key}: not a setting of a model;{_nearest(key, known)} {place}")
-    return replaced(MODELS[name], overrides)
+    return with_overrides(MODELS[name], overrides)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -165,8 +112,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" did you mean {near[0]!r}?" if near else ""
 
 
-def replaced(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """The settings with others in some places. A larger ``min_size`` alone takes ``max_size`` along in proportion.
+def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The settings with some fields replaced. A larger ``min_size`` alone takes ``max_size`` along in proportion.
 
     Else the longest side would undo what was asked of the short one.
 

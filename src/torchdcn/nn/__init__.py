@@ -2,6 +2,7 @@
 
 from .deform_conv import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack, offset_parameters
 from .deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from .offset_keys import rename_offset_keys
 from .offsets import zero_offsets
 from .surgery import deformable
 
@@ -14,5 +15,6 @@ __all__ = [
     "ModulatedDeformRoIPoolPack",
     "deformable",
     "offset_parameters",
+    "rename_offset_keys",
     "zero_offsets",
 ]

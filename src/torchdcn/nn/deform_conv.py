@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..ops import deform_conv2d
 from .predictors import ZeroConv2d
@@ -121,8 +120,7 @@ class DeformConv2dPack(DeformConv2d):
     """Deformable convolution (v1) that predicts its own offsets with the child ``conv_offset``.
 
     Keys and arguments are those of mmcv's pack. ``conv_offset`` starts at zero: an ordinary convolution at first.
-    ``load_state_dict`` of a network also reads what older mmdetection and detectron2 call it, a module beside the
-    convolution: ``layer2.0.conv2_offset`` for the pack ``layer2.0.conv2``.
+    Where other projects call that layer otherwise, :func:`torchdcn.nn.rename_offset_keys` translates their state dicts.
 
     Args:
         in_channels: ``C``.
@@ -207,7 +205,6 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
 
     ``conv_offset`` gives ``3 G K`` channels: ``2 G K`` offsets, then ``G K`` that a sigmoid turns into the mask. It
     starts at zero, so at first every sample stays in place and counts half (arXiv 1811.11168, section 3.2).
-    ``load_state_dict`` also reads it as ``conv_offset_mask``, as the ``DCN`` of CharlesShang/DCNv2 calls it.
 
     Example:
         >>> import torch
@@ -224,46 +221,6 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
         taps = self.deform_groups * self.kernel_size[0] * self.kernel_size[1]
         offset, logits = self._prediction(input).split([2 * taps, taps], dim=1)
         return offset, logits.sigmoid()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # DCN joins the first two thirds of its channels, as they come, into offsets that its kernel reads as dy, dx per
-        # tap: the order is ours, only the name is not.
-        _rename(state_dict, f"{prefix}conv_offset_mask.", f"{prefix}conv_offset.", rest[-1])
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _rename(state_dict: dict[str, Any], theirs: str, ours: str, errors: list[str]) -> None:
-    """Moves a convolution's tensors to our name; both names at once are an error, which torch raises with its own."""
-    leaves = ("weight", "bias")
-    found = [leaf for leaf in leaves if theirs + leaf in state_dict]
-    if found and (both := [leaf for leaf in leaves if ours + leaf in state_dict]):
-        errors.append(
-            f'"{theirs}{found[0]}" and "{ours}{both[0]}" are two names of one layer, which predicts offsets: keep one.'
-        )
-    for leaf in found:
-        state_dict.setdefault(ours + leaf, state_dict.pop(theirs + leaf))
-
-
-def _read_names_beside(
-    parent: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    *rest: Any,  # the last of which collects errors
-) -> None:
-    for name, child in parent._modules.items():
-        if isinstance(child, DeformConv2dPack) and not hasattr(parent, f"{name}_offset"):
-            _rename(state_dict, f"{prefix}{name}_offset.", f"{prefix}{name}.conv_offset.", rest[-1])
-
-
-def _watch_for_packs(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
-    # A module is handed only the keys below its own name, so keys beside a pack's are met in the module that holds it.
-    if isinstance(child, DeformConv2dPack):
-        hooks = parent._load_state_dict_pre_hooks.values()
-        if not any(getattr(hook, "hook", None) is _read_names_beside for hook in hooks):
-            parent.register_load_state_dict_pre_hook(_read_names_beside)
-
-
-register_module_module_registration_hook(_watch_for_packs)
 
 
 def offset_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -3,7 +3,7 @@
 from .backends import available_backends, backend, instruction_set
 from .deform_conv2d import deform_conv2d
 from .deform_roi_pool import deform_roi_pool
-from .flops import register_when_counting
+from .flops import register_formulas
 from .torchvision import accelerate_torchvision
 
 __all__ = [
@@ -15,4 +15,4 @@ __all__ = [
     "instruction_set",
 ]
 
-register_when_counting()
+register_formulas()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._guards import detect_fake_mode
+from torch.utils.flop_counter import register_flop_formula
 
-from ..imports import when_imported
 from .reference_roi import samples_of
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def _pooled(call: SimpleNamespace) -> int:
     return call.input.shape[1] * of_boxes  # type: ignore[no-any-return]
 
 
-def _registered(formula: Callable[[SimpleNamespace, Any], int]) -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
+def _register(formula: Callable[[SimpleNamespace, Any], int]) -> None:
     operator = getattr(torch.ops.torchdcn, formula.__name__)
     names = [argument.name for argument in operator.default._schema.arguments]
 
@@ -93,11 +91,7 @@ def _registered(formula: Callable[[SimpleNamespace, Any], int]) -> None:
     register_flop_formula(operator, get_raw=True)(count)
 
 
-def _register() -> None:
+def register_formulas() -> None:
+    """Tells torch's counter the formulas."""
     for formula in (deform_conv2d, deform_conv2d_backward, deform_roi_pool, deform_roi_pool_backward):
-        _registered(formula)
-
-
-def register_when_counting() -> None:
-    """Registers the formulas, now or once torch's counter is imported: it brings Triton, which takes half a second."""
-    when_imported("torch.utils.flop_counter", _register)
+        _register(formula)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import TrainState, read_checkpoint, restore, save_checkpoint
     from .config import TrainConfig
-    from .distributed import ToldElsewhere
-    from .loop import train
-    from .recipes import lr_factor, parameter_groups
+    from .distributed import RemoteError
+    from .entry import train
+    from .optim import lr_factor, parameter_groups
     from .record import read_record
     from .signals import Interrupted
 
 __all__ = [
     "Interrupted",
-    "ToldElsewhere",
+    "RemoteError",
     "TrainConfig",
     "TrainState",
     "lr_factor",
@@ -26,18 +26,19 @@ __all__ = [
     "train",
 ]
 
+# No module may have one of these names: importing it would put the module in the function's place.
 _HOMES = {
     "checkpoint": ("TrainState", "read_checkpoint", "restore", "save_checkpoint"),
     "config": ("TrainConfig",),
-    "distributed": ("ToldElsewhere",),
-    "loop": ("train",),
-    "recipes": ("lr_factor", "parameter_groups"),
+    "distributed": ("RemoteError",),
+    "entry": ("train",),
+    "optim": ("lr_factor", "parameter_groups"),
     "record": ("read_record",),
     "signals": ("Interrupted",),
 }
 
 
-def __getattr__(name: str) -> Any:  # `torchdcn train --help` needs the settings, and none of the rest, which is torch
+def __getattr__(name: str) -> Any:  # `torchdcn train --help` needs the settings, but not the other modules and torch
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{home}", __name__), name)

@@ -28,12 +28,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4, "warmup": 0.0, "warmup_steps": 500, "lr_drops": (10 / 16, 14 / 16), "clip": 0.0,
     },
 }  # fmt: skip
-"""What each recipe sets where a run does not: mmdetection's 1x schedule, and that of arXiv 1811.11168."""
+"""The defaults of each recipe: ours, mmdetection's 1x schedule, and that of arXiv 1811.11168."""
 AMP = ("none", "bf16", "fp16")
 
 
 def _flag(group: str, help: str, **arguments: Any) -> Any:
-    """A field with what ``torchdcn train --help`` shows for its flag: a text, and the group it stands in."""
+    """A field with the help text of its flag in ``torchdcn train --help``, and the group that lists it."""
     return field(metadata={"group": group, "help": help}, **arguments)
 
 
@@ -42,8 +42,8 @@ class TrainConfig:
     """The settings of a run: ``train(config)`` reads nothing else, and every run saves its own as ``config.json``.
 
     A field ``batch_size`` is the flag ``--batch-size``; ``overrides`` is ``--set NAME=VALUE``. A field of ``RECIPES``
-    that is not given gets the recipe's value when the object is made; so ``dataclasses.replace`` keeps the values of
-    the recipe that the object was made with.
+    that is not given gets the recipe's value when the object is made. So ``dataclasses.replace(config, recipe=...)``
+    keeps the values of the former recipe; :meth:`changed` takes those of the new one.
 
     Raises:
         ValueError: A value out of range; the message names the field.
@@ -133,10 +133,10 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def _fill_in(self) -> None:
-        """Gives the fields that are not given the recipe's values."""
-        recipe = dict(RECIPES.get(self.recipe, RECIPES["scratch"]))  # a name that is none is refused afterwards
+        """Fills in the recipe's values for fields that are not given."""
+        recipe = dict(RECIPES.get(self.recipe, RECIPES["scratch"]))  # __post_init__ refuses an unknown name later
         if self.warmup is not None:
-            recipe["warmup_steps"] = 0  # they are two ways to say one thing
+            recipe["warmup_steps"] = 0  # warmup replaces it
         if self.max_size is None and recipe["max_size"] is not None:
             # In proportion to --min-size, and with room for the largest of --multi-scale.
             short, ratio = self.min_size or recipe["min_size"], recipe["max_size"] / recipe["min_size"]
@@ -148,7 +148,7 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def changed(self, **values: Any) -> TrainConfig:
-        """A copy with some other values; with another recipe, what the former one had set goes to the new one's.
+        """A copy with some other values. With another recipe, values that the former one had set are the new one's.
 
         Example:
             >>> from torchdcn.training import TrainConfig
@@ -164,18 +164,18 @@ class TrainConfig:
         return TrainConfig(**{**kept, **values})
 
     def model_settings(self) -> dict[str, Any]:
-        """The model's settings that differ from its name's."""
+        """The model's settings that differ from the defaults of its name."""
         sizes: Any = self.min_size
         if self.multi_scale:
-            last = self.min_size or max(self.multi_scale)  # the one that is evaluated with
+            last = self.min_size or max(self.multi_scale)  # evaluations use the last one
             sizes = (*(size for size in self.multi_scale if size != last), last)
-        # The paper's own code keeps the scales and shifts of normalisation too; mmdetection's 1x trains them.
+        # The paper's own code freezes the scales and shifts of normalisation too; mmdetection's 1x trains them.
         norm = "frozen_bn" if self.recipe == "paper" and self.weights_backbone and not self.weights else None
         named = {"min_size": sizes, "max_size": self.max_size, "mimic": self.mimic or None, "norm": norm}
         return {n: value for n, value in named.items() if value is not None} | dict(self.overrides)
 
-    def described(self) -> str:
-        """All settings to read, a line for each group of flags."""
+    def describe(self) -> str:
+        """All settings as text, a line for each group of flags."""
         groups: dict[str, list[str]] = {}
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -195,10 +195,10 @@ class TrainConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: A name that is no field, with the nearest one that is.
+            ValueError: A name is no field; the message has the nearest one.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        if "offset_lr" in values:  # its name until recipes came
+        if "offset_lr" in values:  # the former name of offset_lr_factor, in old runs
             values = {"offset_lr_factor" if name == "offset_lr" else name: value for name, value in values.items()}
         for name in values:
             if name not in known:
@@ -217,16 +217,16 @@ class TrainConfig:
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: Not a settings file of ours.
+            ValueError: It is not a settings file of a run.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such settings file")
-        from ..data.text import read_json  # here: the room of data loads torchvision, which --help need not wait for
+        from ..data.text import read_json  # here, since it loads torchvision, which --help does not need
 
         values = read_json(Path(path))
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected an object with a run's settings, got {type(values).__name__}")
         try:
             return cls.from_dict(values)
-        except TypeError as error:  # text where a number belongs, or no data, model and out
+        except TypeError as error:  # text in place of a number, or no data, model or out
             raise ValueError(f"{path}: not a run's settings ({error})") from error

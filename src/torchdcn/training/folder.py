@@ -1,14 +1,14 @@
-"""The folder of a run: one run's at a time, checked before anything is written, left clean by one that failed."""
+"""The folder of a run: locked by one run at a time, and cleaned up after a run that fails."""
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from ..files import make_folder, remove_leftovers
+from ..files import exclusive_lock, make_folder, remove_leftovers
 from . import checkpoint, record
 
 if TYPE_CHECKING:
@@ -19,52 +19,56 @@ if TYPE_CHECKING:
 ATOMIC = ("config.json", "metrics.json", record.NAME, "last.safetensors", checkpoint.NAME)
 WRITTEN = (*ATOMIC, checkpoint.PREVIOUS, checkpoint.DAMAGED, "events.out.tfevents.*")
 LOCK = ".lock"
-SECONDS_FOR_THE_LOCK = 10.0  # a killed run's workers may live on for as long, and hold it
+LOCK_TIMEOUT = 10.0  # seconds; the workers of a killed run may hold the lock for that long
 
 
 @contextmanager
-def alone_in(path: Path) -> Iterator[None]:
-    """While no other run works in the folder, which is made for it, and taken away again if nothing comes to be in it.
+def lock_folder(path: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder for the length of the block.
+
+    The folder is made if need be, and removed at the end if it was made here and is empty.
 
     Raises:
-        OSError: The folder can't be made or written, or another run is at work in it.
+        OSError: The folder can't be made or written, or another run works in it.
     """
-    from filelock import FileLock, Timeout
-
     existed = path.exists()
     make_folder(path, "out")
-    lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(timeout=SECONDS_FOR_THE_LOCK)
-    except Timeout:
-        raise OSError(
-            f"out: {path} is another run's, which is still at work; wait for it, stop it, or choose another folder"
-        ) from None
-    except (
-        OSError,
-        NotImplementedError,
-    ) as error:  # of a file system without locks: the second, where filelock 3 says so
-        warnings.warn(f"out: {path} can't be locked ({error}): see to it that no other run writes there", stacklevel=2)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # before it is released, or it could be another run's by now; Windows won't have it so
-            (path / LOCK).unlink()
-        lock.release()
-        if not existed and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    with ExitStack() as stack:
+        if not existed:
+            stack.callback(_remove_if_empty, path)
+        try:
+            stack.enter_context(exclusive_lock(path / LOCK, timeout=LOCK_TIMEOUT))
+        except TimeoutError:
+            raise OSError(
+                f"out: {path} is another run's, which is still at work; wait for it, stop it, or choose another folder"
+            ) from None
+        except OSError as error:  # a file system without locks
+            warnings.warn(
+                f"out: {path} can't be locked ({error}): see to it that no other run writes there", stacklevel=2
+            )
+        try:
+            yield
+        finally:
+            # Before the lock is released: afterwards the file could be another run's. Windows refuses, and keeps it.
+            with suppress(OSError):
+                (path / LOCK).unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class RunFolder:
-    """Makes the folder; a context manager.
+    """The folder that a run writes to; a context manager.
 
-    A run that fails before its first checkpoint (``saved``) takes away what it has written and puts an earlier run back
-    in its place; but figures that show how a loss went astray (FloatingPointError) stay.
+    If the run fails before its first checkpoint (``saved``), its files are deleted and those of an earlier run moved
+    back. After a FloatingPointError they stay: the figures show how the loss diverged.
 
     Args:
-        path: The folder.
-        resumed: Whether the run goes on from a checkpoint in it. If not, what an earlier run has left there is moved
-            into a folder of its own (``moved_to``), so that no run is ever lost by starting another.
+        path: The folder, which is made if need be.
+        resumed: Whether the run goes on from a checkpoint in it. If not, the files of an earlier run are moved into a
+            subfolder (``moved_to``), so that no run is ever lost by starting another.
 
     Raises:
         OSError: The folder can't be made or written.
@@ -113,5 +117,5 @@ class RunFolder:
             for file in self.moved_to.iterdir():
                 shutil.move(file, self.path / file.name)
             self.moved_to.rmdir()
-        if not self.existed and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if not self.existed:
+            _remove_if_empty(self.path)

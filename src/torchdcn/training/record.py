@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, ``metrics.jsonl`` and TensorBoard events."""
+"""The record of a run: ``metrics.jsonl``, TensorBoard events, and a progress bar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NAME = "metrics.jsonl"
-SECONDS_BETWEEN_LINES = 20  # where there is no terminal to draw a bar on
+SECONDS_BETWEEN_LINES = 20  # without a terminal, which would have a bar
 
 
 class Record:
@@ -33,19 +33,19 @@ class Record:
 
     Args:
         folder: Gets ``metrics.jsonl`` and the events file.
-        console: Where the bar is drawn; plain lines now and then where it is no terminal.
+        console: Shows a bar if it is a terminal, else a line every 20 seconds.
         steps: Steps of the whole run.
-        done: Steps that an earlier part of the run has done. Lines of later steps, which that part wrote after its last
-            checkpoint, are dropped, since those steps are now done again.
+        done: Steps that were done before the run was resumed. Lines of later steps, written after the last checkpoint,
+            are dropped: those steps are done again.
     """
 
     def __init__(self, folder: Path, console: Console, steps: int, done: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second that only a run needs to spend
+        from torch.utils.tensorboard import SummaryWriter  # here, since it takes a second
 
         self.path = folder / NAME
         self.console = console
         self.steps = steps
-        self._keep_until(done)
+        self._drop_lines_after(done)
         self.events = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -57,10 +57,10 @@ class Record:
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
-            speed_estimate_period=600,  # a step of mimicking on a CPU may take longer than rich's own half a minute
+            speed_estimate_period=600,  # rich's default, 30 s, is less than a step of mimicking may take on a CPU
         )
         self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
-        self._began, self._first, self._printed = time.monotonic(), done, time.monotonic()
+        self._start, self._first, self._printed = time.monotonic(), done, time.monotonic()
 
     def __enter__(self) -> Record:
         self.progress.start()
@@ -73,16 +73,16 @@ class Record:
             self.progress.stop()
         try:
             self.events.close()
-        except OSError:  # a full disk, say: not to be told instead of what has ended the run
+        except OSError:  # a full disk, say; the error that has ended the run is the one to report
             if error is None:
                 raise
 
     def advance(self, epoch: str, step: int) -> None:
-        """Moves the bar; ``epoch`` is its label."""
+        """Moves the bar to a step; ``epoch`` is its label."""
         self.progress.update(self.task, completed=step, description=epoch)
 
     def losses(self, epoch: str, step: int, figures: Mapping[str, float]) -> None:
-        """Records a logging step's losses, learning rate and speed, with the most memory taken so far."""
+        """Records losses, learning rate and speed at a step, with the peak memory so far."""
         memory = peak_memory()
         figures = {**figures, **({"memory_mib": round(memory / 2**20)} if memory else {})}
         self._write({"kind": "train", "step": step, **figures})
@@ -94,7 +94,7 @@ class Record:
         self.progress.update(self.task, figures=text)
         last = step == self.steps
         if not self.console.is_terminal and (last or time.monotonic() - self._printed > SECONDS_BETWEEN_LINES):
-            left = (time.monotonic() - self._began) / max(1, step - self._first) * (self.steps - step)
+            left = (time.monotonic() - self._start) / max(1, step - self._first) * (self.steps - step)
             minutes, seconds = divmod(round(left), 60)
             self.console.print(
                 f"{epoch} · step {step}/{self.steps} · {text} · {minutes}:{seconds:02d} left", highlight=False
@@ -109,12 +109,12 @@ class Record:
                 self.events.add_scalar(f"val/{kind}/{name}", value, step)
 
     def figures(self, step: int) -> dict[str, dict[str, float]]:
-        """What an evaluation after a step has given; nothing if there was none."""
+        """The figures of the evaluation after a step; an empty dict if there was none."""
         lines = [line for line in read_record(self.path) if line["kind"] == "val" and line["step"] == step]
         return {kind: figures for kind, figures in lines[-1].items() if isinstance(figures, dict)} if lines else {}
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Records pictures ``[H, W, 3]`` by name, for TensorBoard alone."""
+        """Records pictures ``[H, W, 3]`` by name, in the TensorBoard events only."""
         for name, picture in pictures.items():
             self.events.add_image(f"val/{name}", picture, step, dataformats="HWC")
 
@@ -126,14 +126,14 @@ class Record:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _keep_until(self, step: int) -> None:
+    def _drop_lines_after(self, step: int) -> None:
         kept = [line for line in read_record(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has taken: of its GPU's memory if it uses one, else of the host's, if known."""
+    """The peak memory of this process in bytes: the GPU's if it uses one, else the host's; None if not known."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:
@@ -145,15 +145,15 @@ def peak_memory() -> int | None:
 
 
 class Means:
-    """Averages over the images since they were last read."""
+    """Averages over the images since the last :meth:`pop`."""
 
     def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)  # of images; a step need not have every value
-        self._images, self._began = 0, time.perf_counter()
+        self._counts: dict[str, int] = defaultdict(int)  # images, for each value: some steps lack some values
+        self._images, self._start = 0, time.perf_counter()
 
     def add(self, values: Mapping[str, float], images: int) -> None:
         """Adds the values of a step over ``images`` images."""
@@ -162,18 +162,18 @@ class Means:
             self._sums[name] += value * images
             self._counts[name] += images
 
-    def read(self) -> dict[str, float]:
-        """The averages and ``images_per_s``, nothing if there were no images; begins anew."""
+    def pop(self) -> dict[str, float]:
+        """Gives the averages and ``images_per_s`` and starts again; an empty dict if there were no images."""
         if not self._images:
             return {}
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        means["images_per_s"] = self._images / (time.perf_counter() - self._began)
+        means["images_per_s"] = self._images / (time.perf_counter() - self._start)
         self._clear()
         return means
 
 
 def read_record(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line that a killed process left unfinished is passed over.
+    """The lines of a ``metrics.jsonl``; a last line that a killed process left unfinished is left out.
 
     Example:
         >>> from torchdcn.training import read_record
@@ -183,11 +183,11 @@ def read_record(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         return []
-    lines = map(_parsed, path.read_text(encoding="utf-8").splitlines())
+    lines = map(_parse_line, path.read_text(encoding="utf-8").splitlines())
     return list(takewhile(bool, lines))
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parse_line(text: str) -> dict[str, Any]:
     try:
         line = json.loads(text)
     except json.JSONDecodeError:

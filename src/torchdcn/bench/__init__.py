@@ -1,0 +1,1 @@
+"""How fast operators and detectors are, and how much memory they take, beside others."""
