@@ -11,8 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.ops.cubin import compiled, launches
-from torchdcn.ops.triton.blocks import TABLE, Block
+from torchdcn.ops.deform_conv2d.triton_launch import TABLE
 from torchdcn.ops.triton.run import Launch  # noqa: TC001  # a script needs no second block of imports
+from torchdcn.ops.triton.tiles import Block  # noqa: TC001  # likewise
 
 K = 9
 

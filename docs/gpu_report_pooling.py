@@ -13,8 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from docs.gpu_report import CHIPS, Chip, header, listed
 from tests.ops.cubin import Cubin, compiled, pooling_launches
-from torchdcn.ops.triton.blocks import POOLING, Block
+from torchdcn.ops.deform_roi_pool.triton_launch import TABLE
 from torchdcn.ops.triton.run import Launch  # noqa: TC001  # a script needs no second block of imports
+from torchdcn.ops.triton.tiles import Block  # noqa: TC001  # likewise
 
 K, C, BINS, SIZE = 1000, 256, 49, (200, 336)
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -83,7 +84,7 @@ def _name(block: Block) -> str:
 def resources() -> None:
     header("kernel", "sums", "block", "sm", "registers", "spilled", "shared memory", "loads", "atomics", "loop")
     kernels = ("pool", "bin_gradients", "input_gradient")
-    for (kernel, kind), by_architecture in POOLING.items():
+    for (kernel, kind), by_architecture in TABLE.items():
         for architecture in (80, 90, 100):
             launch = pooling_launches(architecture, KINDS[kind], fixed=kind == "fixed")[kernels.index(kernel)]
             for block in by_architecture[max(least for least in by_architecture if least <= architecture)]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from .analysis import Node, sampling_locations
+from .analysis import draw_samples_in_box
 from .data import CocoDetection, make_synthetic
 from .detector import Detector
 from .evaluation import evaluations_of, metrics_table
@@ -22,11 +22,11 @@ from .files import make_folder, write_atomically
 from .images import load_image
 from .models import create_model
 from .nn.layout import to_device
-from .plotting import draw_sampling_points, loss_curve
-from .report import Gallery, Report, write_report
+from .plotting import loss_curve
+from .reports.demo import CaptionedPicture, DemoReport, write_demo_report
 from .training import TrainConfig, read_record, train
 from .training.device import choose_device
-from .training.folder import LOCK, alone_in
+from .training.folder import LOCK, lock_folder
 from .training.progress import counter
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Metrics = dict[str, dict[str, float]]
 
 MODEL = "mask_rcnn_r18_fpn_mdconv_c3-c5"
-NODE_LAYER, NODE_STRIDE = "backbone.body.layer3", 16  # the paper's c4; c5 has only 4 x 4 positions on such small scenes
+NODE_LAYER = "backbone.body.layer3"  # the paper's c4; c5 has only 4 x 4 positions on such small scenes
 
 # Scenes hold a handful of figures, so a fraction of the usual proposals teaches as much in half of the time.
 FEW_OBJECTS = {"box_batch_size_per_image": 64, "rpn_pre_nms_top_n_train": 512, "rpn_post_nms_top_n_train": 256}
@@ -117,9 +117,9 @@ def run_demo(
     sampling = _draw_sampling(out, detector, found)
     curve = _draw_losses(Path(config.out))
     _save(out / "loss.png", curve)
-    write_report(
+    write_demo_report(
         out / "report.html",
-        Report(
+        DemoReport(
             model=MODEL, settings=dataclasses.asdict(settings), metrics=metrics, per_class=per_class,
             detections=detections, sampling=sampling, loss=curve, seconds=time.monotonic() - began,
             training_seconds=trained, machine=_machine(detector.device), weights=weights,
@@ -153,7 +153,7 @@ def _clear_training(folder: Path) -> None:
     foreign = FileExistsError(f"{folder}: is there already and not from a demo; choose another --out")
     if not folder.is_dir():
         raise foreign
-    with alone_in(folder):  # or it would be another demo's that runs just now
+    with lock_folder(folder):  # or it would be another demo's that runs just now
         entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
         try:
             earlier = TrainConfig.load(folder / "config.json")
@@ -166,42 +166,34 @@ def _clear_training(folder: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _draw_detections(out: Path, found: list[tuple[Path, Detections]]) -> list[Gallery]:
+def _draw_detections(out: Path, found: list[tuple[Path, Detections]]) -> list[CaptionedPicture]:
     gallery = []
     for path, detections in found:
         shown = detections.above(0.5)
         picture = shown.draw(path, scale=4)
         _save(out / "detections" / f"{path.stem}.png", picture)
         names = [shown.class_names[label] for label in shown.labels]
-        gallery.append(Gallery(picture, ", ".join(names) or "nothing above 0.5", f"Detections in scene {path.stem}"))
+        gallery.append(
+            CaptionedPicture(picture, ", ".join(names) or "nothing above 0.5", f"Detections in scene {path.stem}")
+        )
     return gallery
 
 
-def _draw_sampling(out: Path, detector: Detector, found: list[tuple[Path, Detections]]) -> list[Gallery]:
+def _draw_sampling(out: Path, detector: Detector, found: list[tuple[Path, Detections]]) -> list[CaptionedPicture]:
     """Where the network samples for the two surest detections that are of different classes."""
     ranked = sorted(
         ((score, row, path, objects) for path, objects in found for row, score in enumerate(objects.scores)),
         key=lambda item: -item[0],
     )
-    gallery: dict[str, Gallery] = {}
+    gallery: dict[str, CaptionedPicture] = {}
     for _, row, path, objects in ranked:
         name = objects.class_names[objects.labels[row]]
         if name in gallery or len(gallery) == 2:
             continue
-        image = load_image(path)
-        x1, y1, x2, y2 = objects.boxes[row]
-        node = Node(NODE_LAYER, y=_position(y1, y2, image.shape[0]), x=_position(x1, x2, image.shape[1]))
-        tensor = torch.from_numpy(image).permute(2, 0, 1) / 255
-        places = sampling_locations(detector.model, tensor, node)
-        picture = draw_sampling_points(image, places.points, places.weights, places.centre, places.regular)
+        picture = draw_samples_in_box(detector.model, load_image(path), objects.boxes[row].tolist(), NODE_LAYER)
         _save(out / f"sampling-{name}.png", picture)
-        gallery[name] = Gallery(picture, f"{name}, scene {path.stem}", f"Sampling points on a {name}")
+        gallery[name] = CaptionedPicture(picture, f"{name}, scene {path.stem}", f"Sampling points on a {name}")
     return list(gallery.values())
-
-
-def _position(start: float, end: float, pixels: int) -> int:
-    """The row or column of the node's map that is nearest to the middle of a box's side."""
-    return min(round(float(start + end) / 2 / NODE_STRIDE), pixels // NODE_STRIDE - 1)
 
 
 def _draw_losses(run: Path) -> NDArray[np.uint8]:

@@ -14,7 +14,10 @@ import typer
 from torchdcn.cli.app import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "seeing.md"
-MODULES = ["node", "receptive_field", "locations", "saliency", "sampling", "summary"]
+MODULES = [
+    "effective_locations", "explain", "node", "objects", "pictures", "raw_locations", "receptive_field", "saliency",
+    "summary",
+]  # fmt: skip
 
 
 def test_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from torchdcn.bench.detectors import (
     group_contenders,
 )
 from torchdcn.models import list_models
-from torchdcn.weights.released import PUBLISHED
 from torchdcn.nn import ModulatedDeformConv2dPack
+from torchdcn.weights.released import PUBLISHED
 
 SIZE = (64, 96)
 MDCONV = "faster_rcnn_r18_fpn_mdconv_c3-c5"

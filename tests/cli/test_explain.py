@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from torchdcn.cli.explain import object_at
-from torchdcn.detections import Detections
 from torchdcn.models import create_model
 from torchdcn.models.weights import save_weights
 
@@ -80,21 +78,6 @@ def test_a_box_is_explained_with_its_bins(run: Run, weights: dict[str, Path], pi
     assert network["node"] == {"roi": [10, 10, 50, 40]}
     assert any("box_roi_pool" in layer for layer in network["layers"])
     assert any("layer4" in layer for layer in network["layers"])
-
-
-def test_the_object_in_a_box_is_the_surest_of_those_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes = np.array([[10, 10, 50, 50], [10, 10, 50, 49], [10, 10, 50, 32], [60, 60, 90, 90]], np.float32)
-    masks = np.zeros((4, 100, 100), bool)
-    masks[1, 20:30, 20:30] = True
-    scores = np.array([0.4, 0.5, 0.55, 0.99], np.float32)
-    found = Detections(boxes, scores, np.array([0, 1, 0, 0]), masks, ("cat", "dog"), (100, 100))
-    monkeypatch.setattr("torchdcn.detector.Detector", lambda *_, **__: lambda _: found)
-    picture = np.zeros((100, 100, 3), np.uint8)
-    name, mask = object_at(None, picture, (10.0, 10.0, 50.0, 50.0))  # type: ignore[arg-type]  # the detector is ours
-    assert name == "dog 0.50"
-    assert np.array_equal(mask, masks[1])  # type: ignore[arg-type]
-    assert object_at(None, picture, (22.0, 24.0))[0] == "dog 0.50"  # type: ignore[arg-type]
-    assert object_at(None, picture, (50.0, 0.0, 90.0, 40.0)) == (None, None)  # type: ignore[arg-type]
 
 
 def test_a_bound_that_needs_nothing_kept_is_said(

@@ -16,18 +16,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from torchdcn.ops.triton import launch_roi_pool
-from torchdcn.ops.triton.blocks import Block
-from torchdcn.ops.triton.features import Sums
-from torchdcn.ops.triton.launch import (
+from torchdcn.ops.deform_conv2d.triton_launch import (
     Convolution,
     convolution,
     data_launch,
     forward_launch,
     weight_launch,
 )
-from torchdcn.ops.triton.launch import splits as splits_of
+from torchdcn.ops.deform_conv2d.triton_launch import splits as splits_of
+from torchdcn.ops.deform_roi_pool import triton_launch as pooling_launch
+from torchdcn.ops.triton.features import Sums
 from torchdcn.ops.triton.run import Launch, options
+from torchdcn.ops.triton.tiles import Block
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 PROCESSORS = {80: 108, 90: 132, 100: 148}  # of A100, H100 and B200
@@ -146,14 +146,14 @@ def pooling_launches(
     pooled, sum_dtype = meta(K, C, *bins).contiguous(memory_format=kind), torch.promote_types(dtype, torch.float32)
     offset, mask = meta(K, 2, *bins, dtype=sum_dtype), meta(K, 1, *bins, dtype=sum_dtype)
     input = meta(1, C, H, W).contiguous(memory_format=torch.channels_last)
-    call = launch_roi_pool.pooling(
+    call = pooling_launch.pooling(
         slice(0, 1), input, meta(K, 5, dtype=sum_dtype), offset, mask, bins, 1 / 4, sampling_ratio, 0.1, pooled,
         (architecture, PROCESSORS[architecture]),
     )  # fmt: skip
     integers: list[Any] = [meta(1, H, W, C, dtype=torch.int64), meta(1, dtype=torch.float64)] if fixed else [None, None]
     sums = Sums(call.input, meta(1, H, W, C, dtype=sum_dtype), *integers)
     return [
-        launch_roi_pool.forward_launch(call, pooled),
-        launch_roi_pool.bins_launch(call, pooled, offset, mask),
-        launch_roi_pool.spread_launch(call, pooled, sums),
+        pooling_launch.forward_launch(call, pooled),
+        pooling_launch.bins_launch(call, pooled, offset, mask),
+        pooling_launch.spread_launch(call, pooled, sums),
     ]

@@ -183,7 +183,7 @@ def test_the_largest_steps_do_not_overflow() -> None:
 
 
 def test_backward_uses_the_kernels_of_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchdcn.ops.triton import launch
+    from torchdcn.ops.deform_conv2d import triton_launch as launch
 
     ran = []
     monkeypatch.setattr(launch, "backward", lambda *arguments: ran.append(arguments))

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchdcn.ops import backend
-from torchdcn.ops.triton import launch, launch_roi_pool, run
+from torchdcn.ops.deform_conv2d import triton_launch as launch
+from torchdcn.ops.deform_roi_pool import triton_launch as launch_roi_pool
+from torchdcn.ops.triton import run
 
 from . import cases, roi_cases
 from .cases import assert_like

@@ -76,12 +76,12 @@ def test_output_and_gradients_equal_the_references(case: Case) -> None:
 
 
 def test_the_triton_kernels_run_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchdcn.ops.triton import launch_roi_pool
+    from torchdcn.ops.deform_roi_pool import triton_launch
 
     assert available_backends()["triton"] == ""
     ran: list[str] = []
-    monkeypatch.setattr(launch_roi_pool, "forward", lambda *_: ran.append("forward"))
-    monkeypatch.setattr(launch_roi_pool, "backward", lambda *_: ran.append("backward"))
+    monkeypatch.setattr(triton_launch, "forward", lambda *_: ran.append("forward"))
+    monkeypatch.setattr(triton_launch, "backward", lambda *_: ran.append("backward"))
     leaves = [None if t is None else t.requires_grad_() for t in SMALL.tensors()]
     with backend("triton"):
         output = ours(SMALL, leaves)
@@ -99,10 +99,10 @@ def test_lower_precision_stays_near_float64(dtype: torch.dtype) -> None:
 def test_indices_of_64_bits_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton.language as tl
 
-    from torchdcn.ops.triton import launch_roi_pool
+    from torchdcn.ops.deform_roi_pool import triton_launch
 
     asked: list[int] = []
-    monkeypatch.setattr(launch_roi_pool, "index_type", lambda *sizes: asked.append(max(sizes)) or tl.int64)
+    monkeypatch.setattr(triton_launch, "index_type", lambda *sizes: asked.append(max(sizes)) or tl.int64)
     case = replace(SMALL, boxes=BOXES[2:3])
     for actual, expected in zip(*both(case, case.tensors()), strict=True):
         assert_like(actual, expected, 1e-13)

@@ -53,7 +53,7 @@ def test_without_triton_the_reference_serves_cuda_and_says_so_once(monkeypatch: 
     reason = backends._load_triton.__wrapped__()
     assert "pip install triton" in reason
     monkeypatch.setattr(backends, "_load_triton", lambda: reason)
-    backends._serves.cache_clear()
+    backends._triton_serves.cache_clear()
     backends._warn_once.cache_clear()
     device = torch.device("cuda")
     with pytest.warns(UserWarning, match="slow reference implementation on cuda: Triton does not import"):
@@ -61,7 +61,7 @@ def test_without_triton_the_reference_serves_cuda_and_says_so_once(monkeypatch: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.backend_for(device) == "reference"
-    backends._serves.cache_clear()
+    backends._triton_serves.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here capabilities are real")
@@ -73,9 +73,9 @@ def test_gpus_before_ampere_run_the_reference(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(backends, "_load_triton", lambda: "")
     monkeypatch.setattr(backends, "_warn_once", lambda *_: None)
-    backends._serves.cache_clear()
+    backends._triton_serves.cache_clear()
     assert backends.backend_for(torch.device("cuda", 0)) == expected
-    backends._serves.cache_clear()
+    backends._triton_serves.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here capabilities are real")
@@ -84,7 +84,7 @@ def test_triton_is_refused_on_a_gpu_before_ampere_rather_than_replaced(monkeypat
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(backends, "_interpreted", lambda: False)
-    backends._serves.cache_clear()
+    backends._triton_serves.cache_clear()
     try:
         assert available_backends()["triton"] == "the Triton kernels need compute capability 8.0, cuda:0 has 7.5"
         with pytest.raises(RuntimeError, match="backend 'triton' can't be used here: the Triton kernels need compute"):
@@ -92,12 +92,19 @@ def test_triton_is_refused_on_a_gpu_before_ampere_rather_than_replaced(monkeypat
         with backends.using("triton"), pytest.raises(RuntimeError, match=r"capability 8\.0, cuda:0 has 7\.5"):
             backends.backend_for(torch.device("cuda", 0))
     finally:
-        backends._serves.cache_clear()
+        backends._triton_serves.cache_clear()
 
 
 def test_importing_torchdcn_imports_none_of_the_triton_kernels() -> None:
     code = "import sys, torchdcn; print([name for name in sys.modules if 'torchdcn' in name and 'triton' in name])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_importing_torchdcn_without_triton_prints_nothing() -> None:
+    """Torch's counter of FLOPs would warn that there is none."""
+    code = "import sys; sys.modules['triton'] = None; import torch, torchdcn, logging; logging.warning('later')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("", "WARNING:root:later\n")
 
 
 def test_cpp_serves_no_other_device() -> None:

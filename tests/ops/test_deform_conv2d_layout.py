@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchdcn.ops import backend, deform_conv2d
-from torchdcn.ops.kernel_operator import layout
+from torchdcn.ops.strides import layout
 
 from .cases import BACKENDS, each_backend
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchdcn.ops import backend, deform_roi_pool, reference_roi
+from torchdcn.ops import backend, deform_roi_pool, sampling
 
 from .cases import assert_like, each_instruction_set, skip_without
 from .roi_cases import BOXES, CASES, Case, each_backend, each_case, gradients, one_by_one, ours, torchvisions
@@ -269,7 +269,7 @@ def test_the_reference_gives_the_same_whatever_it_takes_at_a_time(monkeypatch: p
     for case in CASES[:3]:
         with backend("reference"):
             expected = gradients(ours, case, case.tensors())
-            monkeypatch.setattr(reference_roi, "BUDGET", 500)
+            monkeypatch.setattr(sampling, "BUDGET", 500)
             found = gradients(ours, case, case.tensors())
         torch.testing.assert_close(found[0], expected[0], rtol=1e-13, atol=1e-13)
         assert_all_like(found[1], expected[1], 1e-13)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, func
 from torch.autograd import forward_ad
 
-from torchdcn.ops import backend, deform_roi_pool, reference_roi
+from torchdcn.ops import backend, deform_roi_pool
+from torchdcn.ops.deform_roi_pool import reference
 
 from .roi_cases import BACKENDS, BOXES, each_backend
 
@@ -33,7 +34,7 @@ def public(ratio: int) -> Function:
 
 
 def definition(ratio: int) -> Function:
-    return lambda x, offset, mask: reference_roi.deform_roi_pool(x, BOXES, offset, mask, BINS, SCALE, ratio, GAMMA)
+    return lambda x, offset, mask: reference.deform_roi_pool(x, BOXES, offset, mask, BINS, SCALE, ratio, GAMMA)
 
 
 def backward_operator(ratio: int) -> Function:

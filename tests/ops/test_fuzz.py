@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchdcn.ops import backend, deform_conv2d, reference
+from torchdcn.ops import backend, deform_conv2d
+from torchdcn.ops.deform_conv2d import reference
 
 from .cases import NAMES
 

@@ -11,20 +11,20 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchdcn.ops import backend, backends, deform_conv2d, deform_roi_pool, reference, reference_roi
+from torchdcn.ops import backend, backends, deform_conv2d, deform_roi_pool, sampling
+from torchdcn.ops.deform_conv2d import reference as convolution
+from torchdcn.ops.deform_roi_pool import reference as pooling
 
 from . import cases, roi_cases
 from .cases import Case, assert_like
 
-MODULES = (reference, reference_roi)
 BUDGET = 2**21
 
 
 @pytest.fixture
 def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def allow(size: int) -> None:
-        for module in MODULES:
-            monkeypatch.setattr(module, "BUDGET", size)
+        monkeypatch.setattr(sampling, "BUDGET", size)
 
     return allow
 
@@ -74,7 +74,7 @@ each_larger = pytest.mark.parametrize(
 
 def widened(tensor: Tensor) -> int:
     """Bytes of a copy in the dtype of sums."""
-    return tensor.numel() * reference.sum_dtype(tensor).itemsize
+    return tensor.numel() * sampling.sum_dtype(tensor).itemsize
 
 
 @each_larger
@@ -118,10 +118,10 @@ def test_the_measurement_sees_what_the_definition_holds() -> None:
     columns = case.C * 9 * 70 * 90 * 4
     assert columns > BUDGET
     numbers = case.numbers()
-    assert peak(lambda: reference.deform_conv2d(*leaves, *numbers)) > 5 * columns  # type: ignore[arg-type]
+    assert peak(lambda: convolution.deform_conv2d(*leaves, *numbers)) > 5 * columns  # type: ignore[arg-type]
     boxes, offset = many_boxes(200).float(), torch.zeros(200, 2, 7, 7, requires_grad=True)
     input = torch.zeros(2, 16, 40, 50, requires_grad=True)
-    held = peak(lambda: reference_roi.deform_roi_pool(input, boxes, offset, None, (7, 7), 1.0, 2, 0.1))
+    held = peak(lambda: pooling.deform_roi_pool(input, boxes, offset, None, (7, 7), 1.0, 2, 0.1))
     assert held > 5 * 200 * 49 * 4 * 16 * 4 > 5 * BUDGET
 
 
@@ -188,7 +188,7 @@ def test_tiles_change_no_number(case: Case, size: int, budget: Callable[[int], N
 
     def definition(*varied: Tensor) -> Tensor:
         arguments = dict(zip(places, varied, strict=True))
-        return reference.deform_conv2d(*(arguments.get(i) for i in range(4)), *case.numbers())  # type: ignore[arg-type]
+        return convolution.deform_conv2d(*(arguments.get(i) for i in range(4)), *case.numbers())  # type: ignore[arg-type]
 
     expected_output, pullback = func.vjp(definition, *leaves)
     budget(size)
@@ -211,7 +211,7 @@ def test_pieces_change_no_number(case: roi_cases.Case, size: int, budget: Callab
         input, offset, mask = (arguments.get(i) for i in range(3))
         assert input is not None
         numbers = case.bins, case.spatial_scale, case.sampling_ratio, case.gamma
-        return reference_roi.deform_roi_pool(input, case.rows(), offset, mask, *numbers)
+        return pooling.deform_roi_pool(input, case.rows(), offset, mask, *numbers)
 
     expected_output, pullback = func.vjp(definition, *leaves)
     budget(size)
@@ -322,7 +322,7 @@ def test_on_the_meta_device_all_of_the_reference_runs_without_values(
 
 def test_training_on_the_reference_runs_no_kernel_and_no_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would hold every sample until its derivative is asked for."""
-    monkeypatch.setattr(reference, "BUDGET", 2**16)
+    monkeypatch.setattr(sampling, "BUDGET", 2**16)
     case = replace(BASE, C=4, Co=4, size=(5, 6))
     leaves = [t.requires_grad_() for t in case.tensors() if t is not None]
     with backend("reference"), Operations() as operations:

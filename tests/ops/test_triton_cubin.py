@@ -10,8 +10,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("compiled kernels are asked for, and TRITON_INTERPRET is set", allow_module_level=True)
 
-from torchdcn.ops.triton.blocks import DATA, FORWARD, TABLE, WEIGHT, Block  # only after the skips
+from torchdcn.ops.deform_conv2d.triton_launch import DATA, FORWARD, TABLE, WEIGHT  # only after the skips
 from torchdcn.ops.triton.run import options
+from torchdcn.ops.triton.tiles import Block
 
 from .cubin import PROCESSORS, Cubin, assert_fits, compiled, launches
 

@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("compiled kernels are asked for, and TRITON_INTERPRET is set", allow_module_level=True)
 
-from torchdcn.ops.triton.blocks import BINS, POOL, POOLING, SPREAD, Block  # only after the skips
+from torchdcn.ops.deform_roi_pool.triton_launch import BINS, POOL, SPREAD, TABLE  # only after the skips
+from torchdcn.ops.triton.tiles import Block
 
 from .cubin import PROCESSORS, Cubin, assert_fits, compiled, launches, pooling_launches
 
@@ -24,7 +25,7 @@ QUICK = {(80, POOL, "16 bits"), (90, POOL, "16 bits"), (100, POOL, "16 bits"), (
 def _all() -> list[tuple[int, str, str, Block]]:
     """Every block of the table on every architecture that uses it; one each for a few kernels in the ordinary suite."""
     found = []
-    for (kernel, kind), by_architecture in POOLING.items():
+    for (kernel, kind), by_architecture in TABLE.items():
         for architecture in PROCESSORS:
             blocks = by_architecture[max(least for least in by_architecture if least <= architecture)]
             if SLOW:

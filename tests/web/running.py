@@ -9,7 +9,9 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from torchdcn.web.server import Server, create_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+explain_module = import_module("torchdcn.analysis.explain")  # torchdcn.analysis.explain is the function
 
 SMALL: dict[str, Any] = {
     "fpn_channels": 32, "box_head_channels": 32, "mask_head_channels": (16,), "min_size": 64, "max_size": 96,
@@ -130,6 +134,13 @@ def ask(server: Running, picture: str, what: str, **more: Any) -> Any:
     kind, facts = events(body)[-1]
     assert kind == "done", facts
     return facts
+
+
+def bytes_of(server: Running, picture: str, key: str) -> bytes:
+    """The bytes of an answer."""
+    status, headers, body = request(server, "GET", f"/api/pictures/{picture}/bytes?{urlencode({'question': key})}")
+    assert (status, headers["content-type"]) == (200, "application/octet-stream")
+    return body
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> bool:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torchdcn.web.jobs import Answer, Job, Jobs, QueueFullError
+from torchdcn.web.jobs import Job, Jobs, QueueFullError, Result
 
 from .running import until
 
@@ -20,11 +20,11 @@ def jobs() -> Iterator[Jobs]:
     assert made.close(5)
 
 
-def nothing(_: Job) -> Answer:
-    return Answer({})
+def nothing(_: Job) -> Result:
+    return Result({})
 
 
-def endless(job: Job) -> Answer:
+def endless(job: Job) -> Result:
     step = 0
     while job.progress(step, 1000):
         step += 1
@@ -37,14 +37,14 @@ def test_jobs_are_done_one_at_a_time_and_in_order(jobs: Jobs) -> None:
     at_work, most, order = 0, 0, []
 
     def work(number: int) -> Job:
-        def do(_: Job) -> Answer:
+        def do(_: Job) -> Result:
             nonlocal at_work, most
             at_work += 1
             most = max(most, at_work)
             threading.Event().wait(0.02)
             order.append(number)
             at_work -= 1
-            return Answer({"number": number})
+            return Result({"number": number})
 
         return Job(do)
 
@@ -54,7 +54,7 @@ def test_jobs_are_done_one_at_a_time_and_in_order(jobs: Jobs) -> None:
     assert jobs.ahead(given[2]) >= 1
     assert until(lambda: given[2].over)
     assert (most, order) == (1, [0, 1, 2])
-    assert [job.answer.facts["number"] for job in given if job.answer] == [0, 1, 2]
+    assert [job.result.facts["number"] for job in given if job.result] == [0, 1, 2]
 
 
 def test_a_running_job_stops_at_its_next_step_and_frees_the_next_one(jobs: Jobs) -> None:
@@ -65,15 +65,15 @@ def test_a_running_job_stops_at_its_next_step_and_frees_the_next_one(jobs: Jobs)
     assert (second.state, jobs.ahead(second)) == ("waiting", 1)
     first.stop()
     assert until(lambda: second.state == "done")
-    assert (first.state, first.answer) == ("stopped", None)
+    assert (first.state, first.result) == ("stopped", None)
 
 
 def test_a_waiting_job_that_is_stopped_is_never_begun(jobs: Jobs) -> None:
     begun = threading.Event()
 
-    def note(_: Job) -> Answer:
+    def note(_: Job) -> Result:
         begun.set()
-        return Answer({})
+        return Result({})
 
     first, second = Job(endless), Job(note)
     jobs.put(first)
@@ -101,10 +101,10 @@ def test_a_full_queue_refuses_until_a_job_is_stopped(jobs: Jobs) -> None:
 
 
 def test_what_goes_wrong_is_told_in_one_line(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
-    def bad_input(_: Job) -> Answer:
+    def bad_input(_: Job) -> Result:
         raise ValueError("node: no\nsuch layer")
 
-    def bug(_: Job) -> Answer:
+    def bug(_: Job) -> Result:
         raise KeyError("secret")
 
     first, second = Job(bad_input), Job(bug)

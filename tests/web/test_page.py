@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import colormaps
 from PIL import Image
 from playwright.sync_api import expect
 
-from torchdcn.analysis import Node, node_at, sampling_locations
+from torchdcn.analysis import DetectedObjects, Node, node_at, sampling_locations
+from torchdcn.analysis.explain import picture_tensor
+from torchdcn.analysis.objects import encode_mask
 from torchdcn.plotting import PALETTE, encode_png
-from torchdcn.web.layers import pixels_of
-from torchdcn.web.networks import rle_of
 
 from .running import Running, make_network, noise, running
 from .visiting import WAIT, load, numbers, says, shot, spot, view, visited
@@ -51,7 +52,7 @@ def test_an_image_is_loaded_and_its_objects_are_shown(browser: Browser, one: Run
 
 
 def test_what_hovering_draws_is_what_the_analysis_computes(browser: Browser, one: Running, png: Path) -> None:
-    model, pixels = one.networks[0].model, pixels_of(noise())
+    model, pixels = one.networks[0].model, picture_tensor(noise())
     with visited(browser, one) as page:
         canvas = load(page, png)
         before = shot(canvas)
@@ -125,12 +126,41 @@ def test_a_click_draws_its_answers_on_the_picture(browser: Browser, one: Running
         fill = np.round(np.array(found["region"]["fill"]) * 255)
         gone = (np.abs(region.astype(int) - fill).max(axis=2) < 3).mean()
         assert gone == pytest.approx(1 - found["region"]["area"], abs=0.15)
-        at = node_at(one.networks[0].model, pixels_of(noise()), "backbone.body.layer4.1", 60, 40)
+        at = node_at(one.networks[0].model, picture_tensor(noise()), "backbone.body.layer4.1", 60, 40)
         assert found["node"] == {"layer": at.layer, "y": at.y, "x": at.x}
         assert found["region"]["error"] <= 0.2
-        expected = sampling_locations(one.networks[0].model, pixels_of(noise()), Node(**found["node"]))
+        expected = sampling_locations(one.networks[0].model, picture_tensor(noise()), Node(**found["node"]))
         assert np.allclose(found["samples"]["points"], expected.points.numpy(), atol=1e-4)
         assert page.locator("#numbers").inner_text().count("%") >= 1
+
+
+def test_a_click_is_compared_with_the_object_that_the_server_names(browser: Browser, png: Path) -> None:
+    network = make_network()
+    with torch.no_grad():  # surer than random networks are, and with masks that are not empty
+        network.model.roi_heads.box_predictor.cls_score.bias[:2] += 1.2
+        network.model.roi_heads.mask_predictor.mask_fcn_logits.bias += 0.1
+    by_pixel = DetectedObjects.from_detections(network.detector(noise())).by_pixel
+    y, x = (int(v[len(v) // 2]) for v in (by_pixel >= 0).nonzero())
+    shown = """async ([x, y]) => {
+        const { objectOf, sceneOf, state } = await import("/page/state.js");
+        Object.assign(state, { hover: { x, y } });
+        const [under] = sceneOf(state.panes[0]).objects;
+        const { objects } = state.panes[0];
+        return [objects.indexOf(under), objects.indexOf(objectOf(state.panes[0]))];
+    }"""
+    with running(network) as server, visited(browser, server) as page:
+        canvas = load(page, png)
+        page.get_by_role("slider", name="Score at least").fill("0.05")
+        assert page.evaluate(shown, [x, y]) == [by_pixel[y, x], -1]
+        page.get_by_role("slider", name="Score at least").fill("1")
+        assert page.evaluate(shown, [x, y]) == [-1, -1]  # hidden, and no other one in its place
+        canvas.click(position=spot(canvas, x, y))
+        says(page, "are there")
+        # The numbers' object is drawn, hidden or not.
+        assert page.evaluate(shown, [x, y]) == [by_pixel[y, x], by_pixel[y, x]]
+        found = numbers(page)["networks"][0]
+        assert found["field"]["object_index"] == found["region"]["object_index"] == by_pixel[y, x]
+        assert found["field"]["summary"]["inside"] > 0
 
 
 def test_a_chosen_object_shows_its_bins(browser: Browser, png: Path) -> None:
@@ -142,7 +172,7 @@ def test_a_chosen_object_shows_its_bins(browser: Browser, png: Path) -> None:
         expect(page.locator("#objects button").first).to_have_attribute("aria-pressed", "true")
         says(page, "are there")
         found = numbers(page)["networks"][0]
-        expected = sampling_locations(server.networks[0].model, pixels_of(noise()), Node(**found["node"]))
+        expected = sampling_locations(server.networks[0].model, picture_tensor(noise()), Node(**found["node"]))
         assert np.allclose(found["bins"]["points"], expected.points.numpy(), atol=1e-3)
         share = (expected.weights / expected.weights.max()).numpy()
         best = int(share.argmax())
@@ -254,7 +284,7 @@ def test_masks_are_decoded_as_they_were_and_outlined(browser: Browser, one: Runn
                 const mask = decodeMask(rle, window);
                 return [[...mask], loopsOf(mask, window)];
             }""",
-            [rle_of(mask), window],
+            [encode_mask(mask), window],
         )
     assert np.array_equal(np.reshape(decoded, (44, 75)), mask[18:62, 8:83])
     # Corners are cut by an eighth of a pixel: the loops' areas add up to that of the mask but for these.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from .running import explain_module
 from .visiting import WAIT, load, numbers, says, spot, view, visited
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def test_escape_cancels_a_search(browser: Browser, one: Running, png: Path, monk
         told.append("stopped")
         raise ValueError("stopped")
 
-    monkeypatch.setattr("torchdcn.web.networks.saliency_region", endless)
+    monkeypatch.setattr(explain_module, "saliency_region", endless)
     with visited(browser, one) as page:
         canvas = load(page, png)
         canvas.click(position=spot(canvas, 10, 10))

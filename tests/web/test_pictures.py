@@ -12,8 +12,8 @@ from PIL import Image
 from torchdcn.images import load_image
 from torchdcn.plotting import encode_png
 from torchdcn.web import pictures
-from torchdcn.web.jobs import Answer
-from torchdcn.web.pictures import ANSWERS, MAX_SIDE, NoPictureError, Shelf, read_picture
+from torchdcn.web.jobs import Result
+from torchdcn.web.pictures import MAX_SIDE, RESULTS, NoPictureError, PictureCache, read_picture
 
 from .running import noise
 
@@ -103,25 +103,25 @@ def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_picture(b"\0" * (2**20 + 1))
 
 
-def test_the_shelf_keeps_the_newest_and_what_is_used() -> None:
-    shelf = Shelf(kept=2)
-    first, second = (shelf.add(noise(seed=seed), (80, 112)) for seed in range(2))
-    shelf.get(first.id)
-    third = shelf.add(noise(), (80, 112))
-    assert shelf.get(first.id) is first
-    assert shelf.get(third.id) is third
+def test_the_cache_keeps_the_newest_and_what_is_used() -> None:
+    cache = PictureCache(capacity=2)
+    first, second = (cache.add(noise(seed=seed), (80, 112)) for seed in range(2))
+    cache.get(first.id)
+    third = cache.add(noise(), (80, 112))
+    assert cache.get(first.id) is first
+    assert cache.get(third.id) is third
     with pytest.raises(KeyError):
-        shelf.get(second.id)
+        cache.get(second.id)
     assert len({first.id, second.id, third.id}) == 3
 
 
-def test_a_picture_keeps_the_newest_answers_and_what_is_used() -> None:
-    held = Shelf().add(noise(), (80, 112))
-    held.keep("first", Answer({}))
-    for number in range(ANSWERS - 1):
-        held.keep(str(number), Answer({"number": number}))
-    assert held.found("first") is not None
-    held.keep("last", Answer({}))
-    assert held.found("first") is not None
-    assert held.found("0") is None
-    assert len(held.answers) == ANSWERS
+def test_a_picture_keeps_the_newest_results_and_what_is_used() -> None:
+    picture = PictureCache().add(noise(), (80, 112))
+    picture.store("first", Result({}))
+    for number in range(RESULTS - 1):
+        picture.store(str(number), Result({"number": number}))
+    assert picture.cached("first") is not None
+    picture.store("last", Result({}))
+    assert picture.cached("first") is not None
+    assert picture.cached("0") is None
+    assert len(picture.results) == RESULTS

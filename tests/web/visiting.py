@@ -40,6 +40,7 @@ def visited(browser: Browser, server: Running, **how: Any) -> Iterator[Page]:
     )
     try:
         page.goto(server.url)
+        page.wait_for_selector("#views button", state="attached")  # the page has started, and listens
         yield page
         assert faults == []
     finally:

@@ -1,4 +1,4 @@
-"""What the sampling layers of a network do in one forward pass: where each one samples."""
+"""Records where each sampling layer of a network samples in one forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..ops import deform_roi_pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from .node import Geometry, Size
+    from .node import ImageMapping, Size
 
     Pair = tuple[int, int]
 
@@ -75,14 +75,14 @@ class ConvCall:
         positions: Tensor = (self.taps() * dilation - padding)[:, :, None, None] + outputs * stride[:, None, None]
         return positions
 
-    def points(self, geometry: Geometry) -> Tensor:
+    def points(self, mapping: ImageMapping) -> Tensor:
         """``[G K, Ho, Wo, 2]``: where the taps sample, as x, y in the image."""
         positions = (self.grid() + self.offsets()).permute(0, 2, 3, 1)
-        return geometry.pixels(positions * geometry.stride(self.input_size))
+        return mapping.pixels(positions * mapping.stride(self.input_size))
 
-    def pixel_gradient(self, gradient: Tensor, geometry: Geometry) -> Tensor:
+    def pixel_gradient(self, gradient: Tensor, mapping: ImageMapping) -> Tensor:
         """The derivative by the offsets as one by :meth:`points`, ``[G K, Ho, Wo, 2]`` as x, y."""
-        scale = geometry.scale(gradient) * geometry.stride(self.input_size)
+        scale = mapping.scale(gradient) * mapping.stride(self.input_size)
         moves = gradient.reshape(-1, 2, *self.output_size).permute(0, 2, 3, 1)
         return (moves / scale).flip(-1)
 
@@ -112,7 +112,7 @@ class BinCall:
     def _sides(self) -> Tensor:
         return (self.boxes[:, 2:] - self.boxes[:, :2])[:, None, None]  # [K, 1, 1, 2]
 
-    def grid(self, geometry: Geometry) -> Tensor:
+    def grid(self, mapping: ImageMapping) -> Tensor:
         """``[K, ph, pw, 2]``: the bins' centres where nothing moves them, as x, y in the image."""
         height, width = self.offset.shape[2:]
         rows = (torch.arange(height).to(self.boxes) + 0.5) / height
@@ -120,16 +120,16 @@ class BinCall:
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         centres = self.boxes[:, None, None, :2] + torch.stack([x, y], dim=-1) * self._sides()
         # Boxes have the first pixel's corner at 0, points its centre.
-        return geometry.pixels(centres.flip(-1) - 0.5)
+        return mapping.pixels(centres.flip(-1) - 0.5)
 
-    def points(self, geometry: Geometry) -> Tensor:
+    def points(self, mapping: ImageMapping) -> Tensor:
         """``[K, ph, pw, 2]``: the bins' centres, as x, y in the image."""
         moved = self.gamma * self._sides() * self.offset.detach().permute(0, 2, 3, 1)
-        return self.grid(geometry) + moved * geometry.scale(moved).flip(0)
+        return self.grid(mapping) + moved * mapping.scale(moved).flip(0)
 
-    def pixel_gradient(self, gradient: Tensor, geometry: Geometry) -> Tensor:
+    def pixel_gradient(self, gradient: Tensor, mapping: ImageMapping) -> Tensor:
         """The derivative by the offsets as one by :meth:`points`, ``[K, ph, pw, 2]`` as x, y."""
-        step = self.gamma * self._sides() * geometry.scale(gradient).flip(0)
+        step = self.gamma * self._sides() * mapping.scale(gradient).flip(0)
         moves = gradient.permute(0, 2, 3, 1)
         return torch.where(step == 0, torch.zeros_like(moves), moves / step)  # nothing moves bins where gamma is 0
 
@@ -203,7 +203,7 @@ def kinds_of_layers(model: nn.Module) -> dict[str, str]:
         elif isinstance(module, nn.Conv2d):
             kinds[name] = "regular"
     for name, module in model.named_modules():
-        if isinstance(module, DeformConv2dPack):  # what predicts offsets is part of it
+        if isinstance(module, DeformConv2dPack):  # the convolution that predicts offsets is a part of the pack
             kinds.pop(f"{name}.conv_offset" if name else "conv_offset", None)
     return kinds
 
@@ -222,7 +222,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Hooks on all layers that are chosen; gone afterwards."""
+        """Puts hooks on all chosen layers, and removes them afterwards."""
         with ExitStack() as undo:
             for name, module in model.named_modules():
                 if name in self.chosen:
@@ -250,11 +250,11 @@ class Recorder:
 
 
 @contextmanager
-def _predictions(pack: nn.Module, see: Callable[[Tensor, Predicted], Predicted]) -> Iterator[None]:
-    """Passes what a pack predicts through ``see``."""
+def _predictions(pack: nn.Module, record: Callable[[Tensor, Predicted], Predicted]) -> Iterator[None]:
+    """Passes what a pack predicts through ``record``."""
     own = vars(pack).get("predict")
     predict = cast("Callable[[Tensor], Predicted]", pack.predict)
-    vars(pack)["predict"] = lambda given: see(given, predict(given))
+    vars(pack)["predict"] = lambda given: record(given, predict(given))
     try:
         yield
     finally:
@@ -265,7 +265,7 @@ def _predictions(pack: nn.Module, see: Callable[[Tensor, Predicted], Predicted])
 
 
 def _leaf(offset: Tensor) -> Tensor:
-    """Offsets to differentiate by: these, or if they come from nowhere a copy that can be."""
+    """Offsets that can be differentiated by: the given ones, or a copy where they are not part of a graph."""
     if offset.requires_grad or not torch.is_grad_enabled():
         return offset
     return offset.detach().clone().requires_grad_()
@@ -276,24 +276,24 @@ def _kernel(layer: Any) -> tuple[Pair, Pair, Pair, Pair]:
 
 
 def _pack(recorder: Recorder, name: str, layer: nn.Module) -> Callable[[Tensor, Predicted], Predicted]:
-    def see(input: Tensor, predicted: Predicted) -> Predicted:
+    def record(input: Tensor, predicted: Predicted) -> Predicted:
         offset, mask = _leaf(predicted[0]), predicted[1]
         recorder.calls.append(ConvCall(name, _kernel(layer), (input.shape[2], input.shape[3]), offset, mask))
         return offset, mask
 
-    return see
+    return record
 
 
 def _pool_pack(
     recorder: Recorder, name: str, layer: DeformRoIPool, boxes: list[Tensor]
 ) -> Callable[[Tensor, Predicted], Predicted]:
-    def see(_: Tensor, predicted: Predicted) -> Predicted:
+    def record(_: Tensor, predicted: Predicted) -> Predicted:
         offset, mask = _leaf(predicted[0]), predicted[1]
         if len(offset):
             recorder.calls.append(BinCall(name, boxes[-1], layer.gamma, offset, mask))
         return offset, mask
 
-    return see
+    return record
 
 
 def _boxes(given: Tensor | Sequence[Tensor]) -> Tensor:  # [K, 4]
@@ -330,12 +330,12 @@ def _bins_given(recorder: Recorder, name: str) -> Callable[..., Any]:
 def _aligned(recorder: Recorder, name: str) -> Callable[..., Any]:
     def after(layer: torchvision.ops.RoIAlign, given: tuple[Any, ...], output: Tensor) -> Tensor:
         input, boxes = given[:2]
-        if not len(output) or not layer.aligned:  # the older rule has no bins in our operator
+        if not len(output) or not layer.aligned:  # our operator has no bins for the older rule
             return output
         size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
-        plain = _boxes(boxes)
-        offset = _leaf(plain.new_zeros(len(plain), 2, *size))
-        recorder.calls.append(BinCall(name, plain, 1.0, offset, None))
+        rows = _boxes(boxes)
+        offset = _leaf(rows.new_zeros(len(rows), 2, *size))
+        recorder.calls.append(BinCall(name, rows, 1.0, offset, None))
         # RoIAlign is deformable pooling whose bins stay in place: the same output, with a derivative by their places.
         return deform_roi_pool(input, boxes, size, offset, None, layer.spatial_scale, layer.sampling_ratio, gamma=1.0)
 

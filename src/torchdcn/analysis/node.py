@@ -1,4 +1,4 @@
-"""Which part of a network is asked about, and running the network up to it."""
+"""The node of a network that is asked about, and running the network up to it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _checked_box(roi: Any) -> Box:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ImageMapping:
     """How positions in a network's input lie in the image that it was given. Sizes are (height, width).
 
     Attributes:
@@ -115,16 +115,16 @@ class Geometry:
         return self.pixels(like.new_tensor([node.y, node.x]) * self.stride(self.node))
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass that has shown enough
+class _NodeReached(Exception):  # noqa: N818 - not an error: it ends a forward pass at the node
     pass
 
 
-def prepared(model: nn.Module, image: Tensor) -> Tensor:
-    """The image, checked, where the model is and in its dtype; differentiable if it was.
+def to_model_input(model: nn.Module, image: Tensor) -> Tensor:
+    """Checks an image and moves it to the model's device and dtype; it stays differentiable.
 
     Raises:
-        ValueError: It is not ``[C, H, W]``, for detectors ``[3, H, W]``.
-        TypeError: It has no floating-point numbers.
+        ValueError: The image is not ``[C, H, W]``, for detectors ``[3, H, W]``.
+        TypeError: The image has no floating-point numbers.
     """
     channels = "3" if isinstance(model, GeneralizedRCNN) else "C"
     good = isinstance(image, Tensor) and image.ndim == 3 and 0 not in image.shape
@@ -138,30 +138,33 @@ def prepared(model: nn.Module, image: Tensor) -> Tensor:
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters; afterwards each module and parameter is as it was."""
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Sets eval mode and turns off gradients of parameters; afterwards each module and parameter is as it was."""
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
-def reach(model: nn.Module, image: Tensor, node: Node) -> tuple[Tensor, Geometry]:
-    """Runs a model that is at rest up to a node: its feature vector ``[C]``, and how the maps lie in the image.
+def forward_to_node(model: nn.Module, image: Tensor, node: Node) -> tuple[Tensor, ImageMapping]:
+    """Runs a model, which is under :func:`frozen_eval`, up to a node.
+
+    Returns:
+        The node's feature vector ``[C]``, and how the maps lie in the image.
 
     Raises:
         ValueError: There is no such node, or the model does not use it.
     """
     if node.roi is not None:
-        return _reach_box(model, image, node.roi)
+        return _forward_to_box(model, image, node.roi)
     layer = find_layer(model, node.layer or "")
     size = (image.shape[1], image.shape[2])
     sizes: dict[str, Size] = {"resized": size, "padded": size}
@@ -175,7 +178,7 @@ def reach(model: nn.Module, image: Tensor, node: Node) -> tuple[Tensor, Geometry
         if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != 1:
             raise ValueError(f"node: {node.layer!r} does not give one map [1, C, h, w]; name a layer that does")
         found.append(output)
-        raise _Reached
+        raise _NodeReached
 
     hooks = [layer.register_forward_hook(on_node)]
     try:
@@ -183,8 +186,8 @@ def reach(model: nn.Module, image: Tensor, node: Node) -> tuple[Tensor, Geometry
             hooks.append(model.transform.register_forward_hook(on_transform))
             model([image])
         else:
-            model(image.clone()[None])  # a copy, which a first layer may change in place
-    except _Reached:
+            model(image.clone()[None])  # a copy, because the first layer may change it in place
+    except _NodeReached:
         pass
     finally:
         for hook in hooks:
@@ -194,7 +197,7 @@ def reach(model: nn.Module, image: Tensor, node: Node) -> tuple[Tensor, Geometry
     height, width = found[0].shape[2:]
     if not (0 <= _int(node.y) < height and 0 <= _int(node.x) < width):
         raise ValueError(f"node: expected y in 0..{height - 1}, x in 0..{width - 1}, got y={node.y}, x={node.x}")
-    return found[0][0, :, _int(node.y), _int(node.x)], Geometry(size, **sizes, node=(height, width))
+    return found[0][0, :, _int(node.y), _int(node.x)], ImageMapping(size, **sizes, node=(height, width))
 
 
 def _int(value: int | None) -> int:
@@ -216,24 +219,36 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def _reach_box(model: nn.Module, image: Tensor, roi: Box) -> tuple[Tensor, Geometry]:
+def check_box(model: nn.Module, roi: Box, size: Size) -> Any:
+    """Checks that a model has a head for boxes, and that a box overlaps an image of ``size``; the model, as a detector.
+
+    Raises:
+        ValueError: It has none, or the box is outside.
+    """
     heads: Any = getattr(model, "roi_heads", None)
     if not isinstance(model, GeneralizedRCNN) or not hasattr(heads, "box_head"):
         raise ValueError("node: a roi needs a detector with roi_heads; give layer, y and x for other networks")
-    height, width = image.shape[1:]
+    height, width = size
     if not (roi[0] < width and roi[1] < height and roi[2] > 0 and roi[3] > 0):
         raise ValueError(f"node: roi {roi} is outside of the image of {width} x {height} pixels")
-    batch, _ = model.transform([image])
+    return model
+
+
+def _forward_to_box(model: nn.Module, image: Tensor, roi: Box) -> tuple[Tensor, ImageMapping]:
+    height, width = image.shape[1:]
+    detector = check_box(model, roi, (height, width))
+    batch, _ = detector.transform([image])
     resized = tuple(batch.image_sizes[0])
     factors = image.new_tensor([resized[1] / width, resized[0] / height]).repeat(2)
     boxes = [image.new_tensor([roi]) * factors]
-    features = model.backbone(batch.tensors)
+    features = detector.backbone(batch.tensors)
     features = {"0": features} if isinstance(features, Tensor) else features
+    heads = detector.roi_heads
     if hasattr(heads, "box_features"):
         vector = heads.box_features(features, boxes, batch.image_sizes)[0]
     else:  # torchvision's own detectors
         vector = heads.box_head(heads.box_roi_pool(features, boxes, batch.image_sizes))[0]
-    return vector.flatten(), Geometry((height, width), resized, tuple(batch.tensors.shape[-2:]))
+    return vector.flatten(), ImageMapping((height, width), resized, tuple(batch.tensors.shape[-2:]))
 
 
 @torch.no_grad()
@@ -257,14 +272,14 @@ def node_at(model: nn.Module, image: Tensor, layer: str, x: float, y: float) -> 
         >>> node_at(nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1)), torch.rand(3, 64, 64), "0", x=21, y=40)
         Node(layer='0', y=10, x=5)
     """
-    image = prepared(model, image)
+    image = to_model_input(model, image)
     height, width = image.shape[1:]
     if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
         raise ValueError(f"x, y: expected a pixel of the image of {width} x {height}, got {x:g}, {y:g}")
-    with at_rest(model):
-        _, geometry = reach(model, image, Node(layer, 0, 0))
-    stride = geometry.stride(geometry.node)
-    scale = geometry.scale(torch.zeros(1, dtype=torch.float64)).tolist()
+    with frozen_eval(model):
+        _, mapping = forward_to_node(model, image, Node(layer, 0, 0))
+    stride = mapping.stride(mapping.node)
+    scale = mapping.scale(torch.zeros(1, dtype=torch.float64)).tolist()
     row, column = (((p + 0.5) / s - 0.5) / stride for p, s in zip((y, x), scale, strict=True))
-    last_row, last_column = geometry.node[0] - 1, geometry.node[1] - 1
+    last_row, last_column = mapping.node[0] - 1, mapping.node[1] - 1
     return Node(layer, y=min(max(round(row), 0), last_row), x=min(max(round(column), 0), last_column))

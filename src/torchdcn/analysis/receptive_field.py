@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .node import at_rest, prepared, reach
+from .node import forward_to_node, frozen_eval, to_model_input
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,9 +59,9 @@ def response(model: nn.Module, image: Tensor, node: Node) -> Tensor:
         >>> response(net, torch.rand(3, 32, 32), Node("1", y=16, x=10)).shape
         torch.Size([])
     """
-    image = prepared(model, image)
-    with at_rest(model):
-        features, _ = reach(model, image, node)
+    image = to_model_input(model, image)
+    with frozen_eval(model):
+        features, _ = forward_to_node(model, image, node)
     return features.mean()
 
 
@@ -84,14 +84,14 @@ def effective_receptive_field(model: nn.Module, image: Tensor, node: Node) -> Re
         torch.Size([64, 80])
     """
     with torch.inference_mode(False), torch.enable_grad():
-        pixels = prepared(model, image).detach().clone().requires_grad_()
-        with at_rest(model):
-            features, geometry = reach(model, pixels, node)
+        pixels = to_model_input(model, image).detach().clone().requires_grad_()
+        with frozen_eval(model):
+            features, mapping = forward_to_node(model, pixels, node)
             value = features.mean()
             check_differentiable(value)
             (gradient,) = torch.autograd.grad(value, pixels)
     gradient = gradient.cpu()
-    centre = geometry.centre(node, gradient)
+    centre = mapping.centre(node, gradient)
     return ReceptiveField(gradient, gradient.square().sum(0).sqrt(), float(value.detach()), centre)
 
 

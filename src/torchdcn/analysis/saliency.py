@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from .node import at_rest, prepared, reach
+from .node import forward_to_node, frozen_eval, to_model_input
 from .receptive_field import check_differentiable
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def _sweep(start: float, end: float, count: int) -> list[float]:
     return [start * (end / start) ** (i / (count - 1)) for i in range(count)]
 
 
-# Of the pixels that matter most; then of those that score best: down quickly, for a first idea of what is needed, and
-# up and down with that idea. Errors fall with every pass.
+# Shares of the image that are tried. The first ones take the pixels that matter most, and the others those that score
+# best: sizes fall quickly to find what is needed, then rise and fall while the scores improve with every pass.
 FIRST_AREAS = (0.5, 0.3, 0.18, 0.1, 0.05)
 AREAS = (
     *_sweep(0.5, 0.02, 5),
@@ -45,7 +45,7 @@ PASSES = 2 + len(FADES) + len(FIRST_AREAS) + len(AREAS) + BISECTIONS
 
 
 class CancelledError(RuntimeError):
-    """A search that its caller has stopped."""
+    """The caller has stopped a search."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -125,12 +125,12 @@ def saliency_region(
         raise ValueError(f"error: expected a number of at least 0, got {error!r}")
     if smoothing is not None and not (math.isfinite(smoothing) and smoothing >= 0):
         raise ValueError(f"smoothing: expected pixels, at least 0, got {smoothing!r}")
-    with torch.inference_mode(False), at_rest(model):
-        pixels = prepared(model, image).detach().clone()
+    with torch.inference_mode(False), frozen_eval(model):
+        pixels = to_model_input(model, image).detach().clone()
         blur = max(pixels.shape[1:]) / 100 if smoothing is None else smoothing
         search = _Search(model, pixels, node, blur, progress)
-        search.explore()
-        kept = search.smallest(float(error))
+        search.try_sizes()
+        kept = search.find_smallest(float(error))
     area = float(kept.mask.double().mean())
     curve = sorted((_size(tried.mask) / tried.mask.numel(), tried.error) for tried in search.tried)
     return SaliencyRegion(
@@ -144,7 +144,7 @@ def saliency_region(
 
 
 @dataclass(frozen=True, eq=False)
-class _Tried:
+class _Trial:
     mask: Tensor  # [H, W] bool
     error: float
     scores: Tensor  # [H, W]: its pixels are the best of these
@@ -163,7 +163,7 @@ class _Search:
     blur: float
     progress: Callable[[int, int], object] | None
     passes: int = 0
-    tried: list[_Tried] = field(default_factory=list)
+    tried: list[_Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._report()
@@ -181,23 +181,23 @@ class _Search:
 
     def _features(self, image: Tensor) -> Tensor:
         with torch.no_grad():
-            features, _ = reach(self.model, image, self.node)
+            features, _ = forward_to_node(self.model, image, self.node)
         self.passes += 1
         self._report()
         return features
 
-    def _try(self, mask: Tensor) -> _Tried:
+    def _try(self, mask: Tensor) -> _Trial:
         changed = self._features(torch.where(mask, self.image, self.fill)) - self.features
-        tried = _Tried(mask, float(changed.norm() / self.norm), self.scores)
+        tried = _Trial(mask, float(changed.norm() / self.norm), self.scores)
         self.tried.append(tried)
         return tried
 
     def _gain(self, shown: Tensor) -> tuple[float, Tensor]:
         """The error, and how fast its square falls as each pixel's fading does, blurred and of mean size 1."""
         with torch.enable_grad():
-            # A change of every pixel's share that is zero: what is shown keeps its very bits.
+            # Each pixel's share changes by zero, so the picture that is shown keeps its very bits.
             share = torch.zeros_like(self.scores).requires_grad_()
-            features, _ = reach(self.model, shown + share * (self.image - self.fill), self.node)
+            features, _ = forward_to_node(self.model, shown + share * (self.image - self.fill), self.node)
             check_differentiable(features)
             squared = (features - self.features).square().sum()
             (slope,) = torch.autograd.grad(squared, share)
@@ -214,45 +214,45 @@ class _Search:
         result: Tensor = gaussian_blur(gain[None], [2 * radius + 1] * 2, [self.blur] * 2)[0]
         return result
 
-    def _best(self, count: int) -> Tensor:
+    def _best_pixels(self, count: int) -> Tensor:
         """The ``count`` pixels that score best; those that can't matter come last, also after negative scores."""
         mask = torch.zeros_like(self.matters)
         scores = self.scores.where(self.matters, -math.inf)
         mask.view(-1)[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
         return mask
 
-    def explore(self) -> None:
+    def try_sizes(self) -> None:
         """Tries regions of many sizes; the same ones for every bound."""
         everything = torch.ones_like(self.matters)
         for fade in FADES:
             self.scores = self.scores + self._gain(torch.lerp(self.fill, self.image, fade))[1].abs()
         self.scores = self.scores / len(FADES)
-        self.tried.append(_Tried(everything, 0.0, self.scores))
+        self.tried.append(_Trial(everything, 0.0, self.scores))
         self._try(~everything)
         for area in FIRST_AREAS:
-            self._try(self._best(self._pixels(area)))
+            self._try(self._best_pixels(self._pixels(area)))
         for area in AREAS:
-            mask = self._best(self._pixels(area))
+            mask = self._best_pixels(self._pixels(area))
             error, gain = self._gain(torch.where(mask, self.image, self.fill))
-            self.tried.append(_Tried(mask, error, self.scores))
+            self.tried.append(_Trial(mask, error, self.scores))
             self.scores = MEMORY * self.scores + (1 - MEMORY) * gain
 
     def _pixels(self, area: float) -> int:
         return max(1, round(area * self.scores.numel()))
 
-    def smallest(self, bound: float) -> _Tried:
+    def find_smallest(self, bound: float) -> _Trial:
         """The smallest region within a bound: of those tried, and between it and the next smaller one."""
-        # Of regions of one size always the same one, whatever the bound: the bisection below goes by its scores.
+        # Regions of one size are ordered by their error, whatever the bound: the bisection below needs the same scores.
         kept = min((t for t in self.tried if t.error <= bound), key=lambda t: (_size(t.mask), t.error))
         self.scores, high = kept.scores, _size(kept.mask)
-        # All that are smaller have failed. For another bound this is the same interval or one beyond its ends, and
-        # the middles of one interval are the same for all bounds: that is why regions shrink as bounds grow.
+        # All smaller regions have failed. Another bound gives the same interval or one beyond its ends, and the middles
+        # of one interval are the same for all bounds. That is why regions shrink as bounds grow.
         low = max((n for t in self.tried if (n := _size(t.mask)) < high), default=high)
         for _ in range(BISECTIONS):
             if high - low < 2:
                 break
             middle = (low + high) // 2
-            tried = self._try(self._best(middle))
+            tried = self._try(self._best_pixels(middle))
             if tried.error <= bound:
                 kept, high = tried, middle
             else:

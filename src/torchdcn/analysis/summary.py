@@ -1,4 +1,4 @@
-"""Numbers about what a node depends on, so that networks can be compared by more than the eye."""
+"""Numbers about what a node depends on, so that networks can be compared."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .locations import EffectiveLocations
+from .effective_locations import EffectiveLocations
+from .raw_locations import SamplingLocations
 from .receptive_field import ReceptiveField
 from .saliency import SaliencyRegion
-from .sampling import SamplingLocations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ Support = EffectiveLocations | ReceptiveField | SaliencyRegion | SamplingLocatio
 
 @dataclass(frozen=True)
 class SupportSummary:
-    """What :func:`support_summary` says. Each support is a set of places with shares p >= 0 that sum to 1.
+    """The result of :func:`support_summary`. Each support is a set of places with shares p >= 0 that sum to 1.
 
     Attributes:
         inside: The sum of the shares that lie inside the object's mask; None where no mask was given. A place lies in
@@ -82,6 +82,11 @@ def support_summary(support: Support, mask: Tensor | None = None) -> SupportSumm
     summed = shares.new_zeros(int(index.max()) + 1).index_add(0, index, shares)
     entropy = float(-(summed * summed.clamp(min=1e-300).log2()).sum())
     return SupportSummary(inside, radius, distance, max(0.0, entropy))
+
+
+def is_empty(support: Support) -> bool:
+    """Whether a support is zero everywhere, so that it has no numbers."""
+    return not bool(_shares(support)[1].any())
 
 
 def _shares(support: Support) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..models import create_model
+from ..ops._torch_private import FakeTensorMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ def detection_flops(name: str, size: tuple[int, int] = (800, 1344), **overrides:
     """Counts what detecting in one picture takes, with tensors that have shapes and no values: nothing is computed.
 
     As ``torch.utils.flop_counter`` counts: convolutions, matrix products, and of the deformable operators the samples
-    too (:mod:`torchdcn.ops.flops`); a multiplication and an addition are two. There are as many proposals and
+    too (:mod:`torchdcn.ops.flop_counting`); a multiplication and an addition are two. There are as many proposals and
     detections as the model's settings let through, spread over the levels alike, and where their bins have as many
     samples as pixels, 2 x 2 of them.
 

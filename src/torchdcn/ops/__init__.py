@@ -3,7 +3,6 @@
 from .backends import available_backends, backend, instruction_set
 from .deform_conv2d import deform_conv2d
 from .deform_roi_pool import deform_roi_pool
-from .flops import register_formulas
 from .torchvision import accelerate_torchvision
 
 __all__ = [
@@ -14,5 +13,3 @@ __all__ = [
     "deform_roi_pool",
     "instruction_set",
 ]
-
-register_formulas()

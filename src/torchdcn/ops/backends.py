@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 NAMES = ("reference", "cpp", "triton")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")  # in the order of csrc's enum
@@ -28,7 +28,7 @@ _forced: ContextVar[str | None] = ContextVar("torchdcn_backend", default=None)
 
 @cache
 def _load_cpp() -> str:
-    """Loads the C++ kernels; returns "" or why they are missing."""
+    """Loads the C++ kernels; returns "" or the reason why they are missing."""
     asked = os.environ.get("TORCHDCN_ISA", INSTRUCTION_SETS[0])
     if asked not in INSTRUCTION_SETS:
         return f"TORCHDCN_ISA: expected one of {', '.join(INSTRUCTION_SETS)}, got {asked!r}"
@@ -47,12 +47,12 @@ def _load_cpp() -> str:
 
 @cache
 def _load_triton() -> str:
-    """Loads the Triton kernels; returns "" or why they are missing."""
+    """Loads the Triton kernels; returns "" or the reason why they are missing."""
     if torch.version.hip:
         return "the Triton kernels were made for NVIDIA GPUs; this is a build of torch for AMD's"
     try:
         # Takes half a second, and not every platform has Triton.
-        from .triton import launch, launch_roi_pool  # noqa: F401
+        from .triton import bilinear, run  # noqa: F401
     except ImportError as error:
         return f"Triton does not import ({error}); install it with `pip install triton`"
     return ""
@@ -69,19 +69,19 @@ def _triton_reason() -> str:
             "torch finds no CUDA device; to run the kernels on CPU tensors, slowly, set TRITON_INTERPRET=1 before "
             "Python starts"
         )
-    return _load_triton() if _interpreted() else _serves(torch.device("cuda", torch.cuda.current_device()))
+    return _load_triton() if _interpreted() else _triton_serves(torch.device("cuda", torch.cuda.current_device()))
 
 
 @cache
-def _serves(device: torch.device) -> str:
-    """Returns "" where Triton kernels serve a CUDA device, or why not."""
+def _triton_serves(device: torch.device) -> str:
+    """Returns "" if the Triton kernels serve a CUDA device, else the reason why not."""
     if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"the Triton kernels need compute capability 8.0, {device} has {'.'.join(map(str, capability))}"
     return _load_triton()
 
 
 def instruction_set() -> str:
-    """What the C++ kernels run on here: the best this CPU has, or ``TORCHDCN_ISA`` if that is less.
+    """Names the instruction set that the C++ kernels use: the best of this CPU, or ``TORCHDCN_ISA`` if that is less.
 
     Raises:
         RuntimeError: There are no C++ kernels; the message says why.
@@ -143,7 +143,7 @@ def backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """``backend`` without its checks, for a backend that ran before."""
+    """Forces a backend as ``backend`` does, without its checks: for one that ran before."""
     token = _forced.set(name)
     try:
         yield
@@ -151,25 +151,27 @@ def using(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def backend_for(device: torch.device) -> str:
-    """The backend that serves tensors of a device: the forced one, or the fastest there is."""
+def backend_for(device: torch.device, has_kernels_of: Collection[str] = NAMES) -> str:
+    """The backend that serves tensors of a device: the forced one, or the fastest that an operator has kernels of."""
     forced = _forced.get()
+    if forced is not None and forced not in has_kernels_of:
+        raise RuntimeError(f"backend({forced!r}): this operator runs on {' or '.join(map(repr, has_kernels_of))} only")
     if forced == "cpp" and device.type not in ("cpu", "meta"):
         raise RuntimeError(f'backend("cpp") serves CPU tensors only, got a tensor on {device}')
     if forced == "triton" and device.type not in ("cuda", "meta") and not (device.type == "cpu" and _interpreted()):
         raise RuntimeError(f'backend("triton") serves CUDA tensors only, got a tensor on {device}')
-    if forced == "triton" and device.type == "cuda" and (reason := _serves(device)):
+    if forced == "triton" and device.type == "cuda" and (reason := _triton_serves(device)):
         raise RuntimeError(f'backend("triton") can\'t be used here: {reason}')
     if forced is not None:
         return forced
-    if device.type == "cpu":
+    if device.type == "cpu" and "cpp" in has_kernels_of:
         if not _load_cpp():
             return "cpp"
         _warn_once("the CPU", _load_cpp())
-    elif device.type == "cuda":
-        if not _serves(device):
+    elif device.type == "cuda" and "triton" in has_kernels_of:
+        if not _triton_serves(device):
             return "triton"
-        _warn_once(str(device), _serves(device))
+        _warn_once(str(device), _triton_serves(device))
     return "reference"
 
 

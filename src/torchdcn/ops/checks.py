@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SIXTEEN_BITS = frozenset((torch.bfloat16, torch.float16))
 FLOATS = SIXTEEN_BITS | {torch.float64, torch.float32}
 LARGEST = 2**31 - 1
-"""Of a size or a step: sums and products of two of them stay within 64 bits, in the kernels too."""
+"""The largest size or step. Sums and products of two of them stay within 64 bits, in the kernels too."""
 
 
 def check_is_tensor(name: str, value: Any) -> None:
@@ -34,7 +34,7 @@ def check_tensor(name: str, tensor: Tensor, dimensions: int, input: Tensor) -> N
 
 
 def check_dtype(name: str, tensor: Tensor, input: Tensor, *, position: bool = False) -> None:
-    """Raises unless a tensor has input's dtype; what moves or weighs positions may be float32 beside 16 bits."""
+    """Raises unless a tensor has input's dtype; offsets, masks and boxes may be float32 beside 16 bits."""
     dtype = input.dtype
     if dtype not in FLOATS:
         raise TypeError(f"input: expected float64, float32, bfloat16 or float16, got {dtype}")
@@ -54,7 +54,7 @@ def check_pair(name: str, pair: Sequence[int], least: int) -> None:
 
 
 def as_pair(value: Any, name: str) -> list[int]:
-    """An int, or a pair of them, as a pair; numpy's ints are ints too.
+    """Makes a pair of an int or a pair of ints; numpy's ints are ints too.
 
     Raises:
         TypeError: For anything else.
@@ -68,10 +68,10 @@ def as_pair(value: Any, name: str) -> list[int]:
         pair = [_plain(n) for n in value]
     else:
         raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
-    if len(pair) != 2:  # the operator would take a single one for both
+    if len(pair) != 2:  # torch would take a list of one int for both
         raise ValueError(f"{name}: expected an int or a pair of ints, got {tuple(pair)}")
     for n in pair:
-        if type(n) is int and abs(n) > LARGEST:  # else torch's own conversion fails, without the name
+        if type(n) is int and abs(n) > LARGEST:  # torch's own conversion would fail without the name
             bound = "at least 0" if n < 0 else "at most 2^31 - 1"
             raise ValueError(f"{name}: expected {bound}, got {tuple(pair)}")
     return pair

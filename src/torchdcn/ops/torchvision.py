@@ -6,17 +6,23 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
-from . import reference
+from ._torch_private import (
+    below_autograd,
+    excluding,
+    forget_route,
+    forward_mode_active,
+    modes_active,
+    transforms_active,
+)
 from .backends import available_backends
 from .checks import SIXTEEN_BITS
-from .deform_conv2d import _check, _checked_bias
+from .deform_conv2d import check_arguments, checked_bias, reference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_library: torch.library.Library | None = None  # kept: what it registered ends with it
+_library: torch.library.Library | None = None  # kept alive: its registrations end with it
 
 
 def accelerate_torchvision() -> None:
@@ -62,11 +68,11 @@ def accelerate_torchvision() -> None:
             f"the one that matches torch {torch.__version__}"
         )
     library = torch.library.Library("torchvision", "IMPL")
-    # Ours must also stand in front of torchvision's autograd, which answers a jvp with zeros and has no second
-    # derivative. Inference mode leaves autograd out and meets the kernels behind it.
+    # "AutogradCPU" replaces torchvision's autograd, which answers a jvp with zeros and has no second derivative.
+    # "CPU" serves inference mode, which leaves autograd out.
     pairs = {"CPU": (_forward, _backward), "AutogradCPU": (_autograd_forward, _autograd_backward)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once for all operators")  # that one is overridden: it is meant
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # an override is intended
         for key, (forward, backward) in pairs.items():
             library.impl("deform_conv2d", forward, key, allow_override=True)
             library.impl("_deform_conv2d_backward", backward, key, allow_override=True)
@@ -76,33 +82,33 @@ def accelerate_torchvision() -> None:
 
 
 def _forget_routes() -> None:
-    """Makes torch.compile ask again which kernel serves a key; it would keep the answers from before."""
+    """Makes torch.compile look the kernels up again; it keeps the ones it found before."""
     for name in ("deform_conv2d", "_deform_conv2d_backward"):
         for key in ("CPU", "AutogradCPU", "AutocastCPU"):
-            getattr(torch.ops.torchvision, name).default._uncache_dispatch(getattr(torch._C.DispatchKey, key))
+            forget_route(getattr(torch.ops.torchvision, name).default, key)
 
 
-def _ours(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Torchvision's arguments but the bias, in the order of our operators."""
+def _our_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Puts torchvision's arguments, without the bias, in the order of our operator."""
     input, weight, offset, mask, _, *pairs, groups, offset_groups, use_mask = arguments
     return input, offset, mask if use_mask else None, weight, pairs[:2], pairs[2:4], pairs[4:], groups, offset_groups
 
 
-def _shift(arguments: tuple[Any, ...]) -> Tensor:  # [1, Co, 1, 1]
+def _bias_column(arguments: tuple[Any, ...]) -> Tensor:  # [1, Co, 1, 1]
     input, weight, bias = arguments[0], arguments[1], arguments[4]
-    return _checked_bias(bias, input, weight).to(input.dtype)
+    return checked_bias(bias, input, weight).to(input.dtype)
 
 
 def _forward(*arguments: Any) -> Tensor:
-    output: Tensor = torch.ops.torchdcn.deform_conv2d.default(*_ours(arguments))
-    # In place spares a pass over memory; contiguous is what torchvision's fake implementation promises.
-    return output.add_(_shift(arguments)).contiguous()
+    output: Tensor = torch.ops.torchdcn.deform_conv2d.default(*_our_arguments(arguments))
+    # In place saves a pass over memory. Contiguous, as torchvision's fake implementation promises.
+    return output.add_(_bias_column(arguments)).contiguous()
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask, bias, use_mask = arguments[3], arguments[4], arguments[-1]
     grad_input, grad_offset, grad_mask, grad_weight = torch.ops.torchdcn.deform_conv2d_backward.default(
-        grad, *_ours(arguments), [True, True, use_mask, True]
+        grad, *_our_arguments(arguments), [True, True, use_mask, True]
     )
     return (
         grad_input.contiguous(),
@@ -114,7 +120,7 @@ def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 class _Traced(torch.autograd.Function):
-    """Torchvision's pair of operators under their own names, for graphs that may run where torchdcn is not known.
+    """Calls torchvision's two operators by their own names, for graphs that may run where torchdcn is missing.
 
     torch.compile's cache on disk is such a place: it does not tell processes apart by who called accelerate.
     """
@@ -123,7 +129,7 @@ class _Traced(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         ctx.save_for_backward(*arguments[:5])
         ctx.numbers = arguments[5:]
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output: Tensor = torch.ops.torchvision.deform_conv2d(*arguments)
         return output
 
@@ -134,34 +140,34 @@ class _Traced(torch.autograd.Function):
 
 
 def _autograd_forward(*arguments: Any) -> Tensor:
-    # Within torch.func only torch's own operators are differentiated level by level.
-    if torch._C._are_functorch_transforms_active():
-        _check(*_ours(arguments))
-        return reference.deform_conv2d(*_ours(arguments)) + _shift(arguments)
+    # torch.func differentiates only torch's own operators level by level.
+    if transforms_active():
+        check_arguments(*_our_arguments(arguments))
+        return reference.deform_conv2d(*_our_arguments(arguments)) + _bias_column(arguments)
     if _being_traced():
         return _Traced.apply(*arguments)  # type: ignore[no-any-return]
     return _forward(*arguments)
 
 
 def _autograd_backward(*arguments: Any) -> Any:
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         raise RuntimeError(
             "torchvision::_deform_conv2d_backward can't be transformed by torch.func; call deform_conv2d itself after "
             "accelerate_torchvision() and within the transform"
         )
     if _being_traced() and not (torch.is_grad_enabled() and any(t.requires_grad for t in arguments[:6])):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.torchvision._deform_conv2d_backward(*arguments)
     return _backward(*arguments)
 
 
 def _being_traced() -> bool:
-    """Whether a mode watches the operators; none keeps torchvision's names where forward-mode tangents may be about."""
-    return torch._C._len_torch_dispatch_stack() > 0 and forward_ad._current_level < 0
+    """Whether a mode records operators by name. Not in forward mode, where only the reference keeps tangents."""
+    return modes_active() and not forward_mode_active()
 
 
 def _autocast(*arguments: Any) -> Tensor:
-    """Computes in input's dtype whatever the rest has; positions and masks in float32 stay so beside 16 bits.
+    """Computes in input's dtype; float32 positions and masks stay so beside 16 bits.
 
     torchvision has no autocast on the CPU: equal dtypes pass through unchanged, here too, and unequal ones raise there.
     """
@@ -170,8 +176,9 @@ def _autocast(*arguments: Any) -> Tensor:
         t if i in (2, 3) and t.dtype == torch.float32 and dtype in SIXTEEN_BITS else t.to(dtype)
         for i, t in enumerate(arguments[:5])
     ]
-    if torch._C._are_functorch_transforms_active():
-        # Below each of its levels autocast is on again, and would round the reference's products: not so in float64.
+    if transforms_active():
+        # Each level of a transform turns autocast on again, which would round the reference's products. It leaves
+        # float64 alone.
         tensors = [t.double() for t in tensors]
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+    with excluding("AutocastCPU")():
         return torch.ops.torchvision.deform_conv2d(*tensors, *arguments[5:]).to(dtype)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Calls within a network that ``torch.fx`` traces, where tensors are proxies."""
+"""Calls while ``torch.fx`` traces a network: tensors are proxies then."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def tracer_of(values: Iterable[Any]) -> TracerBase | None:
 
 
 def record_call(function: Callable[..., Any], *arguments: Any) -> Proxy | None:
-    """One ``call_function`` node for a call with a proxy among its arguments; None for a call with tensors."""
+    """Records a call with a proxy among its arguments as one ``call_function`` node; None for a call with tensors."""
     tracer = tracer_of(arguments)
     return None if tracer is None else tracer.create_proxy("call_function", function, arguments, {})

@@ -26,7 +26,8 @@ KINDS = {
     "field": "Effective receptive field",
     "region": "Saliency region",
 }
-SCALES = {"sampling": "strength", "field": "gradient"}  # what the colours mean
+"""The three kinds of support and their titles. Everything else that names a kind uses these keys."""
+SCALES = {"sampling": "strength", "field": "gradient"}  # the quantity that colours show
 CELL = 4.2  # inches, of the longer side of a picture
 TEXT = 10  # points
 HEAT_BLUR = 150  # the longer side by the standard deviation of the blur
@@ -144,6 +145,27 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def heat_map(field: ArrayLike) -> NDArray[np.float64]:
+    """A receptive field as every picture of it is coloured: blurred, then its square root, as a share of the largest.
+
+    Args:
+        field: ``[H, W]``, at least 0.
+
+    Returns:
+        ``[H, W]`` in 0..1; zero everywhere for a field of zeros.
+
+    Example:
+        >>> import numpy as np
+        >>> from torchdcn.plotting.support import heat_map
+        >>> float(heat_map(np.eye(64)).max())
+        1.0
+    """
+    values = np.asarray(field, float)
+    # Strided layers and resizing leave single pixels, which no screen or paper would show without the blur.
+    heat = cv2.GaussianBlur(values, (0, 0), max(values.shape) / HEAT_BLUR)
+    return np.asarray(np.sqrt(heat / max(float(heat.max()), 1e-300)))
+
+
 def _check(support: Support, image: Picture) -> None:
     points, strengths = np.asarray(support.points), np.asarray(support.strengths)
     if points.ndim != 2 or points.shape[1] != 2 or strengths.shape != points.shape[:1]:
@@ -173,9 +195,7 @@ def _draw_sampling(axes: Axes, image: Picture, support: Support, most: int) -> N
 
 def _draw_field(axes: Axes, image: Picture, support: Support, _: int) -> None:
     _show(axes, muted(image))
-    # Averaged over neighbours: strided layers and resizing leave single pixels, which no screen or paper would show.
-    heat = cv2.GaussianBlur(np.asarray(support.field, float), (0, 0), max(image.shape) / HEAT_BLUR)
-    heat = np.sqrt(heat / max(float(heat.max()), 1e-300))
+    heat = heat_map(support.field)
     # Little heat lets the picture through; much hides it.
     _show(axes, heat, cmap=COLORS, vmin=0, vmax=1, alpha=np.clip(2.5 * (heat - 0.08), 0, 1), zorder=2)
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from ..ops._torch_private import BatchNorm
 from .signals import Interrupted
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Processes:
         """Wraps the model so that its gradients are averaged over all processes."""
         if self.size == 1:
             return model
-        batch_norm = any(m.training and isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        batch_norm = any(m.training and isinstance(m, BatchNorm) for m in model.modules())
         # Every parameter of a detector has a gradient in every step (of zeros where there is nothing to learn from).
         # So find_unused_parameters, which walks the whole graph at each step, is not needed.
         return nn.parallel.DistributedDataParallel(

@@ -1,1 +1,1 @@
-"""The web page: an image in, what the network sees in it, and where it looked."""
+"""The web page: it takes a picture, and shows what a network detects in it and where it looked."""

@@ -1,4 +1,4 @@
-"""A queue of heavy work: one job at a time, each of which can be watched and stopped."""
+"""A queue of heavy work: one job at a time. Each job reports its progress and can be stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOG = logging.getLogger("torchdcn.web")
-FAULTS = (ValueError, TypeError, OSError, ArithmeticError)  # what bad input raises: its message is for the reader
+FAULTS = (ValueError, TypeError, OSError, ArithmeticError)  # raised for bad input; the reader is shown the message
 
 
 class QueueFullError(RuntimeError):
@@ -22,8 +22,13 @@ class QueueFullError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What a job found: some JSON, and bytes where there is much of it."""
+class Result:
+    """The result of a job: JSON, and bytes for large parts.
+
+    Attributes:
+        facts: Ready for ``json.dumps``.
+        data: Bytes that the page fetches separately, or None.
+    """
 
     facts: dict[str, Any]
     data: bytes | None = None
@@ -33,25 +38,25 @@ class Job:
     """A piece of work, and how far it has come; read by one thread while another does it.
 
     Args:
-        work: Called with the job; tells it of its progress, and raises CancelledError when it is told to stop.
+        work: Called with the job. It calls :meth:`progress`, and raises CancelledError once that returns False.
 
     Attributes:
         state: "waiting", "working", "done", "failed" or "stopped".
         done: Steps taken, of ``total``; both are 0 where steps aren't counted.
-        answer: What was found, once it is done.
+        result: The result, once the job is done.
         error: Why it failed, in one line.
     """
 
-    def __init__(self, work: Callable[[Job], Answer]) -> None:
+    def __init__(self, work: Callable[[Job], Result]) -> None:
         self._work = work
         self._stopped = threading.Event()
         self.state = "waiting"
         self.done = self.total = 0
-        self.answer: Answer | None = None
+        self.result: Result | None = None
         self.error = ""
 
     def progress(self, done: int, total: int) -> bool:
-        """Notes the progress; False means that the work should stop."""
+        """Stores the progress; False means that the work should stop."""
         self.done, self.total = done, total
         return not self._stopped.is_set()
 
@@ -68,17 +73,17 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the job has ended."""
         return self.state in ("done", "failed", "stopped")
 
     def run(self) -> None:
-        """Does the work, in the thread that calls; what goes wrong is in ``error``."""
+        """Does the work in the calling thread; an error is stored in ``error``."""
         if self._stopped.is_set():
             self.state = "stopped"
             return
         self.state = "working"
         try:
-            self.answer = self._work(self)
+            self.result = self._work(self)
             self.state = "done"
         except CancelledError:
             self.state = "stopped"
@@ -94,7 +99,7 @@ class Job:
 
 
 class Jobs:
-    """Does jobs one after the other in a thread of its own, as the networks must not be used by two at once.
+    """Runs jobs one after the other in its own thread: two jobs must not use a network at once.
 
     Args:
         most: How many jobs may wait.
@@ -104,9 +109,9 @@ class Jobs:
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._most = most
         self._lock = threading.Lock()
-        self._jobs: list[Job] = []  # waiting or at work, in order
+        self._jobs: list[Job] = []  # waiting or running, in order
         self._closed = False
-        # A daemon: a pass of a large network, which takes seconds, must not keep the process from ending.
+        # A daemon, so that a pass of a large network, which takes seconds, does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
@@ -125,7 +130,7 @@ class Jobs:
             self._waiting.put(job)
 
     def ahead(self, job: Job) -> int:
-        """How many jobs come before a waiting one, with the one at work."""
+        """How many jobs come before a waiting one, the running one included."""
         with self._lock:
             before = self._jobs[: self._jobs.index(job)] if job in self._jobs else []
         return sum(not other.over for other in before)

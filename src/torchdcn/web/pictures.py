@@ -1,4 +1,4 @@
-"""What people send: checked, made small enough, and kept until newer ones come."""
+"""Uploaded pictures: checked, shrunk, and cached until newer ones replace them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..plotting import encode_png
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .jobs import Answer
+    from .jobs import Result
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 1600
 KEPT = 4
-ANSWERS = 12
+RESULTS = 12
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Not all that Pillow reads: some of its formats start other programs, and nobody's camera writes them."""
+"""Fewer than Pillow reads: some of its formats start other programs, and no camera writes them."""
 
 
 class NoPictureError(ValueError):
-    """What was sent is not a picture that the page takes; ``status`` is HTTP's word for it."""
+    """An upload is not a picture that the page takes; ``status`` is the HTTP status."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -105,71 +105,71 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(eq=False)
-class Held:
-    """A picture that is kept for questions about it.
+class CachedPicture:
+    """A picture that questions can be asked about.
 
     Attributes:
         id: Its name in requests; can't be guessed.
         pixels: ``[H, W, 3]`` uint8.
         original: (H, W) of the file.
-        answers: What has been found out about it, by question; the newest :data:`ANSWERS`.
+        results: The newest :data:`RESULTS` results, by question.
     """
 
     id: str
     pixels: NDArray[np.uint8]
     original: tuple[int, int]
-    answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+    results: OrderedDict[str, Result] = field(default_factory=OrderedDict)
 
-    def keep(self, question: str, answer: Answer) -> None:
-        """Keeps an answer, and lets go of the oldest."""
-        self.answers[question] = answer
-        while len(self.answers) > ANSWERS:
-            self.answers.popitem(last=False)
+    def store(self, question: str, result: Result) -> None:
+        """Caches a result, and drops the oldest."""
+        self.results[question] = result
+        while len(self.results) > RESULTS:
+            self.results.popitem(last=False)
 
-    def found(self, question: str) -> Answer | None:
-        """The answer to a question, if it is there still; it counts as the newest from now on."""
-        answer = self.answers.get(question)
-        if answer is not None:
-            self.answers.move_to_end(question)
-        return answer
+    def cached(self, question: str) -> Result | None:
+        """The result of a question, if it is still there; it counts as the newest from now on."""
+        result = self.results.get(question)
+        if result is not None:
+            self.results.move_to_end(question)
+        return result
 
     def png(self) -> bytes:
         """As a file."""
         return encode_png(self.pixels)
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For the page."""
         height, width = self.pixels.shape[:2]
         return {"id": self.id, "width": width, "height": height, "original": [self.original[1], self.original[0]]}
 
 
-class Shelf:
-    """The last few pictures; an older one goes when a new one comes, so memory stays level.
+class PictureCache:
+    """The newest pictures. A new one replaces the oldest, so that memory stays level.
 
     Args:
-        kept: How many there is room for.
+        capacity: How many there is room for.
     """
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._held: OrderedDict[str, Held] = OrderedDict()
+    def __init__(self, capacity: int = KEPT) -> None:
+        self._capacity = capacity
+        self._pictures: OrderedDict[str, CachedPicture] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, pixels: NDArray[np.uint8], original: tuple[int, int]) -> Held:
-        """Keeps a picture."""
-        held = Held(secrets.token_urlsafe(12), pixels, original)
+    def add(self, pixels: NDArray[np.uint8], original: tuple[int, int]) -> CachedPicture:
+        """Caches a picture."""
+        picture = CachedPicture(secrets.token_urlsafe(12), pixels, original)
         with self._lock:
-            self._held[held.id] = held
-            while len(self._held) > self._kept:
-                self._held.popitem(last=False)
-        return held
+            self._pictures[picture.id] = picture
+            while len(self._pictures) > self._capacity:
+                self._pictures.popitem(last=False)
+        return picture
 
-    def get(self, id: str) -> Held:
+    def get(self, id: str) -> CachedPicture:
         """The picture of that id, which counts as the newest from now on.
 
         Raises:
             KeyError: There is none, or no longer.
         """
         with self._lock:
-            self._held.move_to_end(id)
-            return self._held[id]
+            self._pictures.move_to_end(id)
+            return self._pictures[id]

@@ -1,27 +1,26 @@
-"""What the page may ask, checked before anything is computed."""
+"""The questions that the page may ask, checked before anything is computed."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..analysis import Node
 from ..analysis.node import find_layer
-from .networks import mask_of
+from .networks import objects_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from .jobs import Answer, Job
+    from ..analysis import DetectedObjects
+    from .jobs import Job, Result
     from .networks import Network
-    from .pictures import Held
+    from .pictures import CachedPicture
 
 
-class Place(BaseModel):
+class NodeModel(BaseModel):
     """A node: a position of a layer's output, or a box in pixels."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -32,12 +31,12 @@ class Place(BaseModel):
     roi: tuple[float, float, float, float] | None = None
 
     @model_validator(mode="after")
-    def _is_a_node(self) -> Place:
+    def _is_a_node(self) -> NodeModel:
         self.node()
         return self
 
     def node(self) -> Node:
-        """As the analysis has it."""
+        """As the analysis takes it."""
         return Node(self.layer, self.y, self.x, self.roi)
 
 
@@ -46,10 +45,11 @@ class Question(BaseModel):
 
     Attributes:
         picture: Its id.
-        ask: What.
+        ask: What to compute.
         network: Which of the server's networks, from 0.
-        node: For bins, field and region: of what.
-        object: For field and region: the number of the detection whose mask the support is compared with.
+        node: For bins, field and region: the node.
+        point: For field and region: the pixel (x, y) that was clicked. The support is compared with the object there;
+            by default with the one at the node's own place.
         error: For region: the bound.
     """
 
@@ -58,8 +58,8 @@ class Question(BaseModel):
     picture: str = Field(max_length=64)
     ask: Literal["detections", "layers", "bins", "field", "region"]
     network: int = Field(default=0, ge=0)
-    node: Place | None = None
-    object: int | None = Field(default=None, ge=0)
+    node: NodeModel | None = None
+    point: tuple[float, float] | None = None
     error: float = Field(default=0.2, ge=0, le=10)
 
     @model_validator(mode="after")
@@ -81,26 +81,22 @@ class Question(BaseModel):
         if self.node is not None and self.node.layer is not None:
             find_layer(networks[self.network].model, self.node.layer)
 
-    def answer(self, job: Job, network: Network, held: Held) -> Answer:
-        """Computes it; in the thread of the jobs."""
-        picture = held.pixels
+    def compute(self, job: Job, network: Network, picture: CachedPicture) -> Result:
+        """Computes the answer; runs in the thread of the jobs."""
+        if self.ask == "detections":
+            return network.detections(job, picture.pixels)
         if self.node is None:
-            found = network.detections if self.ask == "detections" else network.layers
-            return found(job, picture)
-        node = self.node.node()
+            return network.layers(job, picture.pixels)
+        node, objects = self.node.node(), self._objects(job, network, picture)
         if self.ask == "bins":
-            return network.bins(job, picture, node)
-        mask = self._object_mask(held)
-        if self.ask == "field":
-            return network.field(job, picture, node, mask)
-        return network.region(job, picture, node, mask, self.error)
+            return network.bins(job, picture.pixels, node, objects)
+        return network.explain(job, picture.pixels, self.ask, node, self.point, objects, self.error)
 
-    def _object_mask(self, held: Held) -> Tensor | None:
-        if self.object is None:
-            return None
-        asked = held.found(Question(picture=self.picture, ask="detections", network=self.network).key())
-        found: list[dict[str, Any]] = asked.facts["detections"] if asked is not None else []
-        if self.object >= len(found):
-            raise ValueError(f"object: expected a detection's number, of {len(found)}, got {self.object}")
-        rle = found[self.object].get("segmentation")
-        return None if rle is None else mask_of(rle)
+    def _objects(self, job: Job, network: Network, picture: CachedPicture) -> DetectedObjects:
+        """The objects that the network detects in the picture; they are cached if the page has asked for them."""
+        key = Question(picture=self.picture, ask="detections", network=self.network).key()
+        found = picture.cached(key)
+        if found is None:
+            found = network.detections(job, picture.pixels)
+            picture.store(key, found)
+        return objects_of(found, picture.pixels)

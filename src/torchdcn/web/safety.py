@@ -1,4 +1,4 @@
-"""Who may ask: the page itself, from this machine; other sites' scripts may not."""
+"""Which requests are answered: those of the page itself. Scripts of other sites are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_QUESTION = 64 * 1024  # bytes of a request's body, but for pictures
 HEADERS = {
-    # Nothing from elsewhere, nothing inline, no frames around the page.
+    # The page loads nothing from other hosts and nothing inline, and no frame may hold it.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -57,12 +57,12 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Answers 403 to requests that are not the page's own, 413 to large ones, and adds headers to every answer.
 
-    A site that a browser shows may point its own name at 127.0.0.1 (DNS rebinding) and then read what is there: so the
-    name that was asked for must be this machine's. And it may post here without reading the answer: so what changes
-    anything must come from the page, by the browser's word.
+    Another site in the same browser can point its own name at 127.0.0.1 (DNS rebinding) and read the answers. Therefore
+    the name in the request must be this machine's. It can also send requests without reading the answers. Therefore
+    requests that change anything must come from the page, as the browser's headers say.
 
     Args:
-        app: What is guarded.
+        app: The application behind the guard.
         host: The address that the server listens at.
         upload: The path that takes larger bodies.
     """
@@ -71,7 +71,7 @@ class Guard:
         self._app = app
         self._upload = upload
         self._names = {*LOOPBACK, host.lower()}
-        # Whoever opens the server to others reaches it by its number or its name; neither can be another site's.
+        # A server that is open to others is reached by this machine's address or name; neither can be another site's.
         self._open = not is_loopback(host)
         if self._open:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}

@@ -1,4 +1,4 @@
-"""The server: a page, pictures in, answers out."""
+"""The server of the page: it takes pictures and answers questions about them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from matplotlib import colormaps
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ..analysis import PASSES
-from ..data.scenes import SceneSettings, draw_scene
 from ..plotting import PALETTE
 from ..plotting.support import COLORS
+from ..synthetic.scenes import SceneSettings, draw_scene
 from .jobs import Job, Jobs, QueueFullError
 from .networks import SCORE, choose_layers
-from .pictures import FORMATS, KEPT, MAX_BYTES, MAX_PIXELS, MAX_SIDE, NoPictureError, Shelf, read_picture
+from .pictures import FORMATS, KEPT, MAX_BYTES, MAX_PIXELS, MAX_SIDE, NoPictureError, PictureCache, read_picture
 from .questions import Question  # noqa: TC001  # FastAPI reads the annotations when it runs
 from .safety import Guard
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from types import FrameType
 
-    from .jobs import Answer
+    from .jobs import Result
     from .networks import Network
-    from .pictures import Held
+    from .pictures import CachedPicture
 
 UPLOAD = "/api/pictures"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PATIENCE = 30  # seconds for a picture to arrive
-DISCARDED = 20 * MAX_BYTES  # of a body that is too large, so that its sender comes to read why
+DISCARDED = 20 * MAX_BYTES  # bytes read of a body that is too large, so that its sender gets to read the error
 TICK = 0.03  # seconds between two looks at a job
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
-    """What the page is made of: the content and type of each file, by name. Nothing else is ever served from disk."""
+    """The page's files: content and type of each, by name. Nothing else is ever served from disk."""
     folder = resources.files("torchdcn.web") / "page"
     found = {}
     for file in folder.iterdir():
@@ -61,15 +61,15 @@ def create_app(networks: Sequence[Network], jobs: Jobs, host: str = "127.0.0.1")
     """The application, an ASGI callable.
 
     Args:
-        networks: What the page asks; the first is the one, others stand beside it.
-        jobs: Where the work is done.
-        host: The address that will be listened at.
+        networks: The networks that the page asks, in the order in which it shows them.
+        jobs: The queue that does the work.
+        host: The address that the server listens at.
     """
     choose_layers(networks)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # FastAPI's own pages load scripts from elsewhere
     _answer_errors_as_json(app)
     _serve_page(app, networks)
-    _serve_questions(app, networks, jobs, Shelf())
+    _serve_questions(app, networks, jobs, PictureCache())
     return Guard(app, host, UPLOAD)
 
 
@@ -93,7 +93,7 @@ def _answer_errors_as_json(app: FastAPI) -> None:
 def _serve_page(app: FastAPI, networks: Sequence[Network]) -> None:
     files = page_files()
     about = {
-        "networks": [network.facts() for network in networks],
+        "networks": [network.to_json() for network in networks],
         "limits": {"bytes": MAX_BYTES, "pixels": MAX_PIXELS, "side": MAX_SIDE, "kept": KEPT, "formats": FORMATS},
         "passes": PASSES,
         "score": SCORE,
@@ -119,12 +119,12 @@ def _serve_page(app: FastAPI, networks: Sequence[Network]) -> None:
         return Response(about_json, media_type="application/json")
 
 
-def _serve_questions(app: FastAPI, networks: Sequence[Network], jobs: Jobs, shelf: Shelf) -> None:
+def _serve_questions(app: FastAPI, networks: Sequence[Network], jobs: Jobs, cache: PictureCache) -> None:
     decoding = asyncio.Semaphore(2)  # each may take a few hundred megabytes for a moment
 
-    def held_picture(id: str) -> Held:
+    def cached_picture(id: str) -> CachedPicture:
         try:
-            return shelf.get(id)
+            return cache.get(id)
         except KeyError:
             text = f"picture: not held (any longer: the newest {KEPT} are); send it again"
             raise HTTPException(404, text) from None
@@ -139,7 +139,7 @@ def _serve_questions(app: FastAPI, networks: Sequence[Network], jobs: Jobs, shel
                 raise HTTPException(error.status, str(error)) from error
             except asyncio.TimeoutError as error:
                 raise HTTPException(408, f"image: did not arrive within {PATIENCE} s") from error
-        return JSONResponse(shelf.add(pixels, original).facts(), 201)
+        return JSONResponse(cache.add(pixels, original).to_json(), 201)
 
     scenes = itertools.count()
 
@@ -148,39 +148,39 @@ def _serve_questions(app: FastAPI, networks: Sequence[Network], jobs: Jobs, shel
         # Networks from scratch know figures of the size that they were trained with.
         side = min(max(networks[0].model.settings.sizes[-1], 96), 256)
         scene = draw_scene(np.random.default_rng(next(scenes)), side, SceneSettings.at(0.3))
-        return shelf.add(scene.image, (side, side)).facts()
+        return cache.add(scene.image, (side, side)).to_json()
 
     @app.get("/api/pictures/{id}.png")
     def picture(id: str) -> Response:
-        return Response(held_picture(id).png(), media_type="image/png")
+        return Response(cached_picture(id).png(), media_type="image/png")
 
     @app.post("/api/questions")
     async def ask(question: Question, request: Request) -> Response:
-        held = held_picture(question.picture)
+        picture = cached_picture(question.picture)
         try:
             question.check(networks)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        known = held.found(question.key())
+        known = picture.cached(question.key())
         if known is not None:
             return Response(_done(question, known), media_type="text/event-stream")
-        job = Job(lambda job: question.answer(job, networks[question.network], held))
+        job = Job(lambda job: question.compute(job, networks[question.network], picture))
         try:
             jobs.put(job)
         except QueueFullError as error:
             raise HTTPException(503, str(error), {"retry-after": "5"}) from error
-        return StreamingResponse(_events(job, jobs, question, held, request), media_type="text/event-stream")
+        return StreamingResponse(_events(job, jobs, question, picture, request), media_type="text/event-stream")
 
     @app.get("/api/pictures/{id}/bytes")
     def data(id: str, question: str) -> Response:
-        answer = held_picture(id).found(question)
-        if answer is None or answer.data is None:
+        result = cached_picture(id).cached(question)
+        if result is None or result.data is None:
             raise HTTPException(404, "question: has no bytes, or not any longer; ask it again")
-        return Response(answer.data, media_type="application/octet-stream")
+        return Response(result.data, media_type="application/octet-stream")
 
 
 async def _body(request: Request) -> bytes:
-    """A request's body; of one that is too large, nothing is kept.
+    """A request's body; a body that is too large is not kept.
 
     Raises:
         NoPictureError: It is too large.
@@ -203,13 +203,15 @@ def _event(kind: str, facts: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps(facts)}\n\n"
 
 
-def _done(question: Question, answer: Answer) -> str:
-    return _event("done", {"facts": answer.facts, "bytes": question.key() if answer.data is not None else None})
+def _done(question: Question, result: Result) -> str:
+    return _event("done", {"facts": result.facts, "bytes": question.key() if result.data is not None else None})
 
 
-async def _events(job: Job, jobs: Jobs, question: Question, held: Held, request: Request) -> AsyncIterator[str]:
-    """Tells how a job goes until it is over. Whoever stops listening stops the job."""
-    told = ""
+async def _events(
+    job: Job, jobs: Jobs, question: Question, picture: CachedPicture, request: Request
+) -> AsyncIterator[str]:
+    """Reports a job's progress until it ends. A client that disconnects stops the job."""
+    sent = ""
     try:
         while True:
             if job.state == "waiting":
@@ -218,15 +220,15 @@ async def _events(job: Job, jobs: Jobs, question: Question, held: Held, request:
                 news = _event("working", {"done": job.done, "total": job.total})
             else:
                 break
-            if news != told:
+            if news != sent:
                 yield news
-                told = news
+                sent = news
             await asyncio.sleep(TICK)
             if await request.is_disconnected():
                 return
-        if job.state == "done" and job.answer is not None:
-            held.keep(question.key(), job.answer)
-            yield _done(question, job.answer)
+        if job.state == "done" and job.result is not None:
+            picture.store(question.key(), job.result)
+            yield _done(question, job.result)
         elif job.state == "failed":
             yield _event("failed", {"error": job.error})
         else:

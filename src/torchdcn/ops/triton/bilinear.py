@@ -1,11 +1,11 @@
 # ruff: noqa: N803  # constants of a compiled kernel are written in capitals, as everywhere in Triton
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-# (what a kernel is given are no Python values)
+# (the arguments of a kernel are not Python values)
 """Sampling in Triton: which four pixels a position blends, how much of each, how they are read and added to.
 
-The same definition as ``csrc/bilinear.h`` and ``reference.bilinear``. A position belongs to the cell that ``floor``
-picks; pixels off the map count as zero. A position further than one pixel outside takes no part in anything; one
-with a NaN coordinate blends NaN parts of nothing, which is NaN.
+The definition is ``sampling.bilinear``. A position belongs to the cell that ``floor`` picks; pixels off the map count
+as zero. A position further than one pixel outside reads nothing. A NaN coordinate gives NaN weights, so the sample is
+NaN.
 
 Shapes: [M] is one value per position of a tile, [M, C] its channels. Features are rows of C channels, one row per
 pixel. The four corners of a cell come in the order (y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1).
@@ -25,9 +25,9 @@ def locate(
     W,
     INDEX: tl.constexpr,
 ):
-    """The cell's upper left pixel (y0, x0), and where in the cell the position lies (ly, lx), 0 <= l < 1; [M] each."""
+    """Finds the cell: its upper left pixel (y0, x0), and the position in it (ly, lx), 0 <= l < 1; [M] each."""
     near = (y >= -1) & (y < H) & (x >= -1) & (x < W)
-    # Far and NaN positions are parked at -2, where no corner of the cell is on the map: neither converts to an index.
+    # Far and NaN positions convert to no index: they move to -2, where no corner of the cell is on the map.
     y_near, x_near = tl.where(near, y, -2), tl.where(near, x, -2)
     y0, x0 = tl.floor(y_near), tl.floor(x_near)
     nan = tl.where((y != y) | (x != x), y + x, 0)
@@ -44,25 +44,25 @@ def on_map(y0, x0, valid, H, W):  # [M] each
 
 @triton.jit
 def parts(ly, lx, factor):  # [M] each
-    """How much of each corner a position blends, times the factor that it is weighed by."""
+    """The weight of each corner in a position's blend, times the position's factor (its mask)."""
     hy, hx = 1 - ly, 1 - lx
     return _part(hy * hx, factor), _part(hy * lx, factor), _part(ly * hx, factor), _part(ly * lx, factor)
 
 
 @triton.jit
 def _part(weight, factor):
-    return tl.where(weight == 0, 0, weight * factor)  # a corner without weight has none under an infinite mask either
+    return tl.where(weight == 0, 0, weight * factor)  # 0 * inf is NaN: a corner of weight 0 counts as 0 under any mask
 
 
 @triton.jit
 def slopes_y(lx):  # [M]
-    """The derivatives of the parts, without a factor, by y."""
+    """The derivatives by y of the corners' weights, without the factor."""
     return lx - 1, -lx, 1 - lx, lx
 
 
 @triton.jit
 def slopes_x(ly):  # [M]
-    """The derivatives of the parts, without a factor, by x."""
+    """The derivatives by x of the corners' weights, without the factor."""
     return ly - 1, 1 - ly, -ly, ly
 
 
@@ -80,7 +80,7 @@ def blend(features, pixel, W, inside, part, channels, exists, C, ACC: tl.constex
     column += part[1][:, None] * read(features, pixel + 1, inside[1], channels, exists, C, ACC)
     column += part[2][:, None] * read(features, pixel + W, inside[2], channels, exists, C, ACC)
     column += part[3][:, None] * read(features, pixel + W + 1, inside[3], channels, exists, C, ACC)
-    return tl.where(exists[None, :], column, 0)  # NaN parts of a channel that doesn't exist would spread
+    return tl.where(exists[None, :], column, 0)  # a NaN weight would make channels beyond the last one NaN
 
 
 @triton.jit

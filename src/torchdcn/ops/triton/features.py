@@ -1,4 +1,4 @@
-"""Features as kernels read and write them: rows of channels, and the sums that their gradient is made of."""
+"""Features as kernels read and write them: rows of channels, and sums for their gradient."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..sampling import sum_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def rows(features: Tensor) -> Tensor:  # [N, C, H, W] -> dense [N, H, W, C], a view if it is channels-last
-    """The features as a row of channels for each pixel."""
+    """Lays features out as a row of channels for each pixel."""
     return features.permute(0, 2, 3, 1).contiguous()
 
 
 def copied(features: Tensor) -> int:  # [N, C, H, W]
-    """Bytes that ``rows`` copies of an image."""
+    """Bytes that ``rows`` copies for each image."""
     return 0 if _is_rows(features) else features.shape[1:].numel() * features.element_size()
 
 
@@ -27,32 +29,27 @@ def _is_rows(features: Tensor) -> bool:
     return features.permute(0, 2, 3, 1).is_contiguous()
 
 
-def sum_dtype(features: Tensor) -> torch.dtype:
-    """What is added up in: float32, or float64 for float64."""
-    return torch.promote_types(features.dtype, torch.float32)
-
-
 def finite(tensor: Tensor) -> Tensor:
-    """In float64, with 0 for what is not finite."""
+    """The tensor in float64, with 0 for infinities and NaN."""
     return tensor.double().nan_to_num(0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Where programs add up the gradient of features.
+    """The sums to which programs add the gradient of features.
 
     Under ``torch.use_deterministic_algorithms`` that is integers of 64 bits, which add up to the same bits in any
     order; see ``bilinear.scatter``.
     """
 
-    gradient: Tensor  # [N, H, W, C], perhaps strided: what is to be written
-    floats: Tensor  # dense; the gradient itself where that will do
+    gradient: Tensor  # [N, H, W, C], perhaps strided: the result
+    floats: Tensor  # dense; the gradient itself where it has this layout and dtype
     fixed: Tensor | None
     scale: Tensor | None  # [1] float64, steps of `fixed` per unit
 
     @classmethod
     def of(cls, gradient: Tensor, bound: Callable[[], Tensor]) -> Sums:  # [N, C, H, W]
-        """Zeros to start from; no sum of finite terms is larger than the bound."""
+        """Makes sums of zeros; no sum of finite terms may exceed the bound."""
         target, dtype = gradient.permute(0, 2, 3, 1), sum_dtype(gradient)
         if target.is_contiguous() and target.dtype == dtype:
             floats = target.zero_()
@@ -60,7 +57,7 @@ class Sums:
             floats = torch.zeros(target.shape, dtype=dtype, device=target.device)
         if not torch.are_deterministic_algorithms_enabled():
             return cls(target, floats, None, None)
-        # A power of two, by which no sum can leave 63 bits.
+        # A power of two that keeps every sum within 63 bits.
         scale = (61 - bound().clamp(1e-200, 1e200).log2().ceil()).exp2().reshape(1)
         return cls(target, floats, torch.zeros_like(floats, dtype=torch.int64), scale)
 
@@ -73,7 +70,7 @@ class Sums:
 
     @staticmethod
     def scratch(gradient: Tensor) -> int:
-        """Bytes of an image beyond the gradient itself."""
+        """Bytes that the sums of an image take beside the gradient itself."""
         elements, size = gradient.shape[1:].numel(), sum_dtype(gradient).itemsize
         floats = 0 if _is_rows(gradient) and gradient.element_size() == size else size
         return elements * (floats + (16 if torch.are_deterministic_algorithms_enabled() else 0))

@@ -1,4 +1,4 @@
-"""Runs Triton kernels: on which block, with which integers for indices, and on how much of a batch at a time."""
+"""Runs Triton kernels: chooses the block, the type of indices, and how many images to take at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import INTERPRETED, Block
+from .tiles import INTERPRETED, Block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 LARGEST = 2**31 - 2**20  # an index rounded up to a whole tile still fits 32 bits
 SIZES = ("BLOCK_M", "BLOCK_O", "BLOCK_C")
 COPIES = 2**28
-"""Bytes of scratch at a time: features in the kernels' layout, and sums in float32. An image at least."""
+"""Bytes of scratch at a time (features in the kernels' layout, sums in float32); one image may need more."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with all it is called with."""
+    """A call of a kernel: its arguments, and the blocks it may run on."""
 
     kernel: Any  # a triton.JITFunction, or its interpreted twin
     arguments: dict[str, Any]
@@ -53,7 +53,7 @@ class Launch:
 
 def options(block: Block) -> dict[str, Any]:
     """A block as a kernel's keyword arguments."""
-    # Products and sums are fused; from Triton 3.10 on one has to ask for it.
+    # Fuses products with sums. Triton 3.10 and later do so only on request.
     return {**_sizes(block), **_threads(block), "enable_fp_fusion": True}
 
 
@@ -76,7 +76,7 @@ def _autotuned(kernel: Any, blocks: tuple[Block, ...], sums: tuple[str, ...]) ->
 
 @cache
 def hardware(device: torch.device) -> tuple[int, int]:
-    """Architecture, 90 for compute capability 9.0, and processors."""
+    """A device's architecture (90 for compute capability 9.0) and its number of multiprocessors."""
     if device.type != "cuda":
         return INTERPRETED, 1
     properties = torch.cuda.get_device_properties(device)
@@ -84,17 +84,17 @@ def hardware(device: torch.device) -> tuple[int, int]:
 
 
 def on(device: torch.device) -> Any:
-    """Triton launches on the current device."""
+    """Makes a device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def index_type(*largest: int) -> Any:
-    """Of indices up to the largest of these numbers."""
+    """The integer type for indices up to the largest of these numbers."""
     return tl.int64 if max(largest) > LARGEST else tl.int32
 
 
 def chunks(images: int, scratch: int) -> Iterator[slice]:
-    """Images that are taken together, of which each needs so many bytes of scratch."""
+    """Cuts a batch into slices whose images, each with so many bytes of scratch, fit ``COPIES``."""
     count = max(1, min(images, COPIES // scratch)) if scratch else max(1, images)
     for first in range(0, images, count):
         yield slice(first, min(first + count, images))

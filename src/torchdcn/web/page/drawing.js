@@ -1,4 +1,4 @@
-// Everything that is drawn on the picture, for the screen and for the files.
+// Draws on the picture, for the screen and for files.
 import { loopsOf, pathOf } from "./masks.js";
 
 const INK = "#000";

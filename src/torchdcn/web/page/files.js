@@ -1,4 +1,4 @@
-// What can be taken away: the picture that is shown, with its legend, and the numbers behind it.
+// Files to download: the picture that is shown, with its legend, and the numbers behind it.
 import { paint } from "./drawing.js";
 import { letterOf } from "./panel.js";
 

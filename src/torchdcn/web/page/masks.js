@@ -1,7 +1,7 @@
 // Masks: from COCO's compressed run lengths to pixels, and to outlines.
 
 // Runs go down the columns; each number is 5 bits a character, from the third on the difference to the last but one.
-// Of a window `{ left, top, width, height }` only, which has all of the mask; a hundred whole masks would fill the memory.
+// Decodes only a window `{ left, top, width, height }` that holds the mask: a hundred whole masks would fill the memory.
 export function decodeMask({ size: [height, width], counts }, window = { left: 0, top: 0, width, height }) {
   const mask = new Uint8Array(window.height * window.width);
   const runs = [];

@@ -1,12 +1,12 @@
-// The page: what happens next, and showing it.
+// The page's front: it runs the steps of each action and shows their results.
 import { cutOutOf, heatOf, inkOn, mutedOf, paint } from "./drawing.js";
 import { numbersOf, pictureOf, save } from "./files.js";
-import { listen, listenToKeys, takeDrops } from "./hands.js";
+import { listen, listenToKeys, takeDrops } from "./input.js";
 import { decodeMask, loopsOf, pathOf } from "./masks.js";
 import { $, LEGENDS, fillSelect, letterOf, make, showClasses, showNumbers, showObjects } from "./panel.js";
 import * as server from "./server.js";
 import {
-  MOST_SAMPLES, bestPlace, layersUpTo, nodeOf, objectOf, place, positionAt, ready, samplesAt, sceneOf, shownView, state, visible,
+  MOST_SAMPLES, bestPlace, layersUpTo, nodeOf, place, positionAt, ready, samplesAt, sceneOf, shownView, state, visible,
 } from "./state.js";
 
 const VIEWS = { objects: "Objects", points: "Sampling points", field: "Receptive field", region: "Saliency region" };
@@ -134,7 +134,7 @@ async function ask(pane, question, label, signal) {
   return server.ask({ picture: state.picture.id, network: pane.index, ...question }, { signal, onProgress });
 }
 
-// Beside the status, which is read out loud: forty steps would be too much of that.
+// Steps are shown beside the status, because screen readers read the status out loud.
 function showStep(done, total, seconds) {
   const known = Boolean(total && done);
   $("progress").hidden = !known;
@@ -165,8 +165,9 @@ function load(name, bring) {
     state.hidden.clear();
     setUpPanes(image);
     for (const pane of state.panes) {
-      const { detections } = await ask(pane, { ask: "detections" }, "Looking for objects …", signal);
+      const { detections, bytes } = await ask(pane, { ask: "detections" }, "Looking for objects …", signal);
       takeObjects(pane, detections);
+      pane.byPixel = new Int16Array(bytes);
       listObjects();
     }
     for (const pane of state.panes) {
@@ -187,7 +188,7 @@ function setUpPanes(image) {
     const canvas = make("canvas", { tabindex: 0, role: "img", "aria-describedby": "readout" });
     canvas.setAttribute("aria-label", `${state.name}, seen by ${network.name}. Arrow keys move, Enter asks.`);
     const caption = make("figcaption");
-    const pane = { network, index, image, muted, canvas, caption, objects: [], results: [], layers: null, found: {} };
+    const pane = { network, index, image, muted, canvas, caption, objects: [], byPixel: [], results: [], layers: null, found: {} };
     if (state.about.networks.length > 1) caption.append(make("span", { class: "letter" }, letterOf(pane)));
     caption.append(make("b", {}, network.name), network.weights ?? "random weights");
     listen(pane, { draw, say, pin });
@@ -210,7 +211,6 @@ function takeObjects(pane, results) {
     const mask = result.segmentation ? decodeMask(result.segmentation, around) : null;
     return {
       ...result,
-      index,
       around,
       mask,
       outline: mask && pathOf(loopsOf(mask, around), 2),
@@ -249,7 +249,7 @@ function setUpDepths() {
   fillSelect($("depth"), counts.map(text), String(state.depth));
 }
 
-// The node is settled: ask about it.
+// Pins a place, and asks the server about it.
 function pin(pinned) {
   state.pinned = pinned;
   for (const pane of state.panes) pane.found = {};
@@ -259,7 +259,8 @@ function pin(pinned) {
   showNumbers(state.panes);
   listObjects();
   run(async (signal) => {
-    const asked = state.panes.map((pane) => ({ node: nodeOf(pane), object: objectOf(pane)?.index ?? null }));
+    const point = pinned.roi ? null : [pinned.x, pinned.y];
+    const asked = state.panes.map((pane) => ({ node: nodeOf(pane), point }));
     if (pinned.roi) {
       for (const pane of state.panes) {
         pane.found.bins = await ask(pane, { ask: "bins", node: asked[pane.index].node }, "Where its bins are …", signal);
@@ -268,10 +269,11 @@ function pin(pinned) {
     }
     state.busy = "field";
     for (const pane of state.panes) {
-      const field = await ask(pane, { ask: "field", ...asked[pane.index] }, "Receptive field …", signal);
+      const answer = await ask(pane, { ask: "field", ...asked[pane.index] }, "Receptive field …", signal);
+      const { centre, response, object, object_index, summaries, bytes } = answer;
       const { width, height } = state.picture;
-      field.heat = heatOf(new Uint8Array(field.bytes), width, height, state.about.colors);
-      pane.found.field = field;
+      const heat = heatOf(new Uint8Array(bytes), width, height, state.about.colors);
+      pane.found.field = { response, centre, object, object_index, summary: summaries.field, heat };
       if (state.view === "points" && !pinned.roi) state.view = "field";
       showNumbers(state.panes);
       draw();
@@ -279,9 +281,10 @@ function pin(pinned) {
     state.busy = "region";
     draw();
     for (const pane of state.panes) {
-      const region = await ask(pane, { ask: "region", ...asked[pane.index] }, "Saliency region …", signal);
-      region.cutOut = cutOutOf(pane.image, decodeMask(region.region), region.fill);
-      pane.found.region = region;
+      const answer = await ask(pane, { ask: "region", ...asked[pane.index] }, "Saliency region …", signal);
+      const { region, object, object_index, summaries } = answer;
+      const cutOut = cutOutOf(pane.image, decodeMask(region.mask), region.fill);
+      pane.found.region = { ...region, object, object_index, summary: summaries.region, cutOut };
       showNumbers(state.panes);
       draw();
     }

@@ -1,4 +1,4 @@
-// What stands beside and below the picture: objects, layers, legend, numbers.
+// The parts beside and below the picture: objects, layers, legend, numbers.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -103,9 +103,9 @@ const percent = (value, digits) => (value === null || value === undefined ? "–
 const fixed = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
 export function showNumbers(panes) {
-  const some = panes.some((pane) => pane.found.field || pane.found.region);
-  $("numbers").hidden = !some;
-  if (!some) return;
+  const any = panes.some((pane) => pane.found.field || pane.found.region);
+  $("numbers").hidden = !any;
+  if (!any) return;
   const row = (name, cells) => make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((c) => make("td", {}, c)));
   const head = (name) => make("tr", { class: "head" }, make("th", { scope: "row", colspan: panes.length + 1 }, name));
   const cells = (kind, tell) => panes.map((pane) => (pane.found[kind] ? tell(pane.found[kind]) : "…"));

@@ -1,4 +1,4 @@
-// Where a position of a layer samples: torchdcn.analysis.sampling_locations, step for step and in its float32.
+// Computes where a position of a layer samples, as torchdcn.analysis.sampling_locations does it, in float32.
 const f = Math.fround;
 
 // Halves go to the even neighbour, as in torch and Python.
@@ -10,17 +10,17 @@ export function roundHalfEven(value) {
 const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 
 // The position of a layer's output that is nearest to a pixel (node_at).
-export function nodeAt(layer, geometry, x, y) {
+export function nodeAt(layer, mapping, x, y) {
   const [row, column] = [y, x].map((pixel, axis) => {
-    const scale = geometry.image[axis] / geometry.resized[axis];
+    const scale = mapping.image[axis] / mapping.resized[axis];
     return clamp(roundHalfEven(((pixel + 0.5) / scale - 0.5) / layer.outputStride), 0, layer.output[axis] - 1);
   });
   return { y: row, x: column };
 }
 
 // Rows and columns of the network's input, [M, 2], to x, y in the image.
-function toPixels(positions, geometry) {
-  const scale = [0, 1].map((axis) => f(geometry.image[axis] / geometry.resized[axis]));
+function toPixels(positions, mapping) {
+  const scale = [0, 1].map((axis) => f(mapping.image[axis] / mapping.resized[axis]));
   const pixels = new Float32Array(positions.length);
   for (let i = 0; i < positions.length; i += 2) {
     pixels[i] = f(f(f(positions[i + 1] + 0.5) * scale[1]) - 0.5);
@@ -30,8 +30,8 @@ function toPixels(positions, geometry) {
 }
 
 // Where a position lies in the image.
-export function centreOf(layer, geometry, node) {
-  return toPixels([node.y * layer.outputStride, node.x * layer.outputStride], geometry);
+export function centreOf(layer, mapping, node) {
+  return toPixels([node.y * layer.outputStride, node.x * layer.outputStride], mapping);
 }
 
 function step(positions, weights, layer, values, deformed) {
@@ -61,7 +61,7 @@ function step(positions, weights, layer, values, deformed) {
 
 // The samples of a position through the last `depth` of `layers` (in the order of their use; the last one is the
 // position's own): points [M, 2] as x, y, weights [M], and the points of a regular convolution [M, 2].
-export function samplesOf(layers, geometry, values, node, depth) {
+export function samplesOf(layers, mapping, values, node, depth) {
   const used = layers.slice(-depth).reverse();
   const start = Float32Array.of(node.y * used[0].outputStride, node.x * used[0].outputStride);
   let moved = [start, Float32Array.of(1)];
@@ -71,9 +71,9 @@ export function samplesOf(layers, geometry, values, node, depth) {
     still = step(...still, layer, values, false);
   }
   return {
-    points: toPixels(moved[0], geometry),
+    points: toPixels(moved[0], mapping),
     weights: moved[1],
-    regular: toPixels(still[0], geometry),
+    regular: toPixels(still[0], mapping),
     layers: used.map((layer) => layer.name),
   };
 }

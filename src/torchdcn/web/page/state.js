@@ -1,5 +1,5 @@
-// What was chosen, what is known, and what follows from both.
-import { centreOf, nodeAt, samplesOf } from "./sampling.js";
+// What the user has chosen, what the server has answered, and what follows from both.
+import { centreOf, nodeAt, roundHalfEven, samplesOf } from "./sampling.js";
 
 export const MOST_SAMPLES = 60_000;
 
@@ -57,37 +57,19 @@ export function nodeOf(pane) {
   return { layer: layer.node, ...node };
 }
 
-// What a network itself found there: the support is compared with it.
+// The object that the support is compared with; the server says which one it is.
 export function objectOf(pane) {
-  const { pinned } = state;
-  if (!pinned) return null;
-  if (pinned.roi) {
-    if (pinned.pane === pane) return pinned.object;
-    const scored = visible(pane).map((object) => [overlap(object.box, pinned.roi), object]);
-    return scored.filter(([iou]) => iou >= 0.5).sort((a, b) => b[0] - a[0])[0]?.[1] ?? null;
-  }
-  return objectUnder(pane, pinned);
+  const { bins, field, region } = pane.found;
+  return pane.objects[(bins ?? field ?? region)?.object_index] ?? null;
 }
 
+// The object at a pixel, as the server would answer; unless it is hidden.
 function objectUnder(pane, { x, y }) {
-  const [column, row] = [Math.round(x), Math.round(y)];
-  const inside = ({ box, mask, around }) => {
-    const [right, down] = [column - around.left, row - around.top];
-    if (right < 0 || down < 0 || right >= around.width || down >= around.height) return false;
-    return mask ? mask[down * around.width + right] === 1 : x + 0.5 >= box[0] && x + 0.5 < box[2]
-      && y + 0.5 >= box[1] && y + 0.5 < box[3];
-  };
-  return visible(pane).find(inside) ?? null;
+  const object = pane.objects[pane.byPixel[roundHalfEven(y) * state.picture.width + roundHalfEven(x)]];
+  return visible(pane).includes(object) ? object : null;
 }
 
-function overlap(a, b) {
-  const side = (axis) => Math.max(0, Math.min(a[axis + 2], b[axis + 2]) - Math.max(a[axis], b[axis]));
-  const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
-  const common = side(0) * side(1);
-  return common / (area(a) + area(b) - common);
-}
-
-// Which view the picture is in just now: pointing at it shows samples.
+// The view that is shown: pointing at the picture shows samples.
 export function shownView() {
   if (state.view === "objects" && (state.hover || state.cursor) && ready()) return "points";
   return state.view;

@@ -14,15 +14,67 @@ import torch
 import triton
 import triton.language as tl
 
-from . import deform_conv2d as kernels
-from .blocks import DATA, FORWARD, WEIGHT, Block, candidates
-from .features import Sums, copied, finite, rows, sum_dtype
-from .run import Launch, chunks, hardware, index_type, on
+from ..sampling import sum_dtype
+from ..triton.features import Sums, copied, finite, rows
+from ..triton.run import Launch, chunks, hardware, index_type, on
+from ..triton.tiles import INTERPRETED, Block, Table, blocks_for
+from . import triton_kernels as kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+
+FORWARD, DATA, WEIGHT = "forward", "data_gradients", "weight_gradient"
+
+# Large tiles share a sample among more outputs; small ones give every processor a program. The kinds are 16 bits,
+# float32 multiplied by "tf32" or "ieee", and float64. No block spills registers, and none needs more shared memory than
+# the smallest chip of its architecture has.
+TABLE: Table = {
+    (FORWARD, "16 bits"): {0: (Block(128, 128, 32, warps=8), Block(64, 128, 32), Block(32, 64, 32, registers=255))},
+    (FORWARD, "tf32"): {
+        0: (Block(64, 128, 16, warps=8), Block(64, 64, 16), Block(32, 64, 32)),
+        90: (Block(64, 128, 32, warps=8, registers=255), Block(64, 64, 32), Block(32, 64, 32)),
+    },
+    (FORWARD, "ieee"): {
+        0: (Block(64, 64, 16, warps=8), Block(32, 32, 16)),
+        90: (Block(64, 64, 16, warps=8), Block(32, 64, 16)),
+    },
+    (FORWARD, "float64"): {0: (Block(32, 32, 16, registers=255),)},
+    (DATA, "16 bits"): {
+        0: (Block(64, 64, 32, warps=8), Block(32, 64, 32)),
+        90: (Block(64, 64, 64, warps=8), Block(32, 64, 64)),
+    },
+    (DATA, "tf32"): {
+        0: (Block(64, 32, 32, warps=8), Block(32, 32, 32, registers=255)),
+        90: (Block(64, 32, 64, warps=8), Block(32, 32, 64)),
+    },
+    (DATA, "ieee"): {0: (Block(32, 16, 16),)},
+    (DATA, "float64"): {0: (Block(32, 16, 16, warps=8),)},
+    (WEIGHT, "16 bits"): {0: (Block(64, 128, 64, warps=8), Block(32, 64, 64))},
+    (WEIGHT, "tf32"): {0: (Block(32, 128, 64, warps=8), Block(32, 64, 64))},
+    (WEIGHT, "ieee"): {
+        0: (Block(16, 64, 32, warps=8), Block(16, 32, 32)),
+        100: (Block(16, 64, 32, warps=8, registers=255),),
+    },
+    (WEIGHT, "float64"): {0: (Block(16, 32, 16),)},
+}
+INTERPRETED_BLOCK = Block(64, 16, 16)  # small, so that a small test has several tiles of everything
+
+
+def candidates(
+    kernel: str, kind: str, architecture: int, outputs: int, channels: int, fixed: bool = False
+) -> list[Block]:
+    """The blocks to choose from, each once, for so many outputs of a group and channels of a segment.
+
+    Channels that can't be read 16 bytes at a time need more registers, and so do sums in fixed point.
+    """
+    if architecture == INTERPRETED:
+        return [INTERPRETED_BLOCK]
+    most = 16 if channels % 8 or fixed else 128
+    blocks = blocks_for(TABLE, kernel, kind, architecture)
+    return list(dict.fromkeys(block.fit_product(outputs, channels, most) for block in blocks))
 
 
 @dataclass(frozen=True)
@@ -41,7 +93,7 @@ class Convolution:
     def launch(self, name: str, programs: Callable[[Block], int], **others: Any) -> Launch:
         """A kernel's launch; `others` are the arguments that not every kernel has."""
         layer, size, dtype = self.layer, self.size, self.input.dtype
-        # torch's own convolutions go by this flag, by which TF32 is allowed unless one says otherwise.
+        # The flag of torch's own convolutions; its default allows TF32.
         conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set by torch where mypy doesn't see it
         precision = "tf32" if conv.fp32_precision == "tf32" else "ieee"
         kind = {torch.float64: "float64", torch.float32: precision}.get(dtype, "16 bits")
@@ -90,7 +142,7 @@ def convolution(
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
-    """Of image, channel and position, of a tensor [N, channels, Ho, Wo] that is dense in either layout."""
+    """Strides by image, channel and position of a tensor [N, channels, Ho, Wo] that is dense in either layout."""
     _, channels, Ho, Wo = tensor.shape
     if tensor.is_contiguous():
         return channels * Ho * Wo, Ho * Wo, 1
@@ -113,7 +165,7 @@ def forward(
 
 
 def _forward(*arguments: Any) -> None:
-    """Of a few images, so that what was copied for them is gone before the next ones are copied."""
+    """Convolves a few images; their copies are freed before the next ones are copied."""
     *tensors, output = arguments
     target = output.permute(0, 2, 3, 1)
     written = target if target.is_contiguous() else target.new_empty(target.shape)
@@ -163,7 +215,7 @@ def backward(
             conv = convolution(*taken, weight, stride, padding, dilation, groups, deform_groups)
             written = [None if t is None else t[images] for t in (grad_input, grad_offset, grad_mask)]
             _backward(conv, rows(grad_output[images]), written, weights)
-            del conv  # what was copied for these images, before the next ones are copied
+            del conv  # frees its copies before the next images are copied
         if grad_weight is not None and weights is not None:
             grad_weight.copy_(weights.permute(0, 3, 1, 2))
 
@@ -188,7 +240,7 @@ def _backward(
 
 
 def _bound(conv: Convolution, grad_output: Tensor) -> Tensor:
-    """No element of the input's gradient is larger, finite terms only.
+    """An upper bound of the input's gradient, over its finite terms.
 
     By Cauchy and Schwarz no gradient of a column is larger than the norms of a position's gradients and of the weights
     of one tap and channel; and at most all samples of an image fall on one pixel.
@@ -217,7 +269,7 @@ def data_launch(
 
 
 def splits(conv: Convolution) -> int:
-    """Into how many shares the positions go, so that every processor has a program, better two."""
+    """The number of shares to cut the positions into: each processor gets a program, better two."""
     layer = conv.layer
     block = candidates(WEIGHT, "16 bits", conv.architecture, layer.outputs, layer.segment)[0]
     shares = int(triton.cdiv(2 * conv.processors, _weight_programs(layer, block)))

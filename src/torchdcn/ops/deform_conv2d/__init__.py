@@ -1,17 +1,21 @@
-"""Modulated deformable convolution: the public function, its checks and its schemas, in that order."""
+"""Modulated deformable convolution: the public function, its checks and its registration, in that order.
+
+The definition is the first function of `reference`. `triton_kernels`, `triton_launch` and csrc compute the same.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
-from . import reference
-from .backends import backend_for, library
-from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
-from .kernel_operator import KernelOperator
-from .tracing import record_call
+from .._torch_private import forward_mode_active, transforms_active
+from ..backends import backend_for
+from ..checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
+from ..dispatch import KernelOperator
+from ..flop_counting import count_flops
+from ..tracing import record_call
+from . import flops, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,14 +73,14 @@ def deform_conv2d(
     """
     recorded: Any = record_call(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
     if recorded is not None:
-        return recorded  # type: ignore[no-any-return]  # it stands for a tensor
+        return recorded  # type: ignore[no-any-return]  # a proxy for a tensor
     check_is_tensor("input", input)
     check_is_tensor("offset", offset)
     check_is_tensor("weight", weight)
     if mask is not None:
         check_is_tensor("mask", mask)
     if bias is not None:
-        bias = _checked_bias(bias, input, weight)
+        bias = checked_bias(bias, input, weight)
     # The counts of groups are derived here and checked with everything else, by the operator.
     taps = max(1, weight.shape[2] * weight.shape[3]) if weight.dim() == 4 else 1
     groups = input.shape[1] // max(1, weight.shape[1]) if input.dim() == weight.dim() == 4 else 1
@@ -85,18 +89,22 @@ def deform_conv2d(
         input, offset, mask, weight, as_pair(stride, "stride"), as_pair(padding, "padding"),
         as_pair(dilation, "dilation"), groups, deform_groups,
     )  # fmt: skip
-    return output if bias is None else _plus_bias(output, bias.to(output.dtype))
+    return output if bias is None else _add_bias(output, bias.to(output.dtype))
 
 
-def _plus_bias(output: Tensor, bias: Tensor) -> Tensor:
-    """In place where nobody else holds the output, which spares its size in memory; transforms and traces don't say."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _add_bias(output: Tensor, bias: Tensor) -> Tensor:
+    """Adds the bias, in place where that is safe: it saves the output's size in memory.
+
+    Under a transform or a trace something else may hold the output.
+    """
+    transformed = transforms_active() or forward_mode_active()
     if transformed or torch.compiler.is_compiling() or backend_for(output.device) != "cpp":
         return output + bias
     return output.add_(bias)
 
 
-def _checked_bias(bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:  # [1, Co, 1, 1]
+def checked_bias(bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:  # [1, Co, 1, 1]
+    """Checks a bias and returns it in the shape in which it is added to the output."""
     check_is_tensor("bias", bias)
     check_tensor("bias", bias, 1, input)
     if weight.dim() == 4 and bias.shape != weight.shape[:1]:
@@ -106,7 +114,7 @@ def _checked_bias(bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:  # [1,
     return bias.reshape(1, -1, 1, 1)
 
 
-def _check(
+def check_arguments(
     input: Tensor,
     offset: Tensor,
     mask: Tensor | None,
@@ -117,7 +125,7 @@ def _check(
     groups: int,
     deform_groups: int,
 ) -> tuple[int, int, int, int]:  # the output's shape
-    """Everything a kernel relies on, once, before any of them runs."""
+    """Checks everything that a kernel relies on, once, before any of them runs."""
     check_tensor("input", input, 4, input)
     check_dtype("input", input, input)
     for name, tensor in (("offset", offset), ("mask", mask), ("weight", weight)):
@@ -159,37 +167,24 @@ def _check(
     return N, Co, Ho, Wo
 
 
-_ARGUMENTS = (
-    "Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
-    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt deform_groups"
-)
-library.define(f"deform_conv2d({_ARGUMENTS}) -> Tensor")
-library.define(
-    f"deform_conv2d_backward(Tensor grad_output, {_ARGUMENTS}, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)"
-)  # gradients of input, offset, mask, weight; an empty tensor where output_mask says it isn't wanted
+def _import_triton() -> tuple[Callable[..., None], Callable[..., None]]:
+    from . import triton_launch  # only where it is used: importing Triton takes half a second
 
-# The C++ kernels, which write into tensors that Python allocates. An absent gradient is not computed.
-library.define(f"_deform_conv2d_cpp({_ARGUMENTS}, Tensor(a!) output) -> ()")
-library.define(
-    f"_deform_conv2d_backward_cpp(Tensor grad_output, {_ARGUMENTS}, Tensor(a!)? grad_input, "
-    "Tensor(b!)? grad_offset, Tensor(c!)? grad_mask, Tensor(d!)? grad_weight) -> ()"
-)
+    return triton_launch.forward, triton_launch.backward
 
 
-def _triton() -> tuple[Callable[..., None], Callable[..., None]]:
-    from .triton import launch  # only where it is used: importing Triton takes half a second
-
-    return launch.forward, launch.backward
-
-
-KernelOperator(
+OPERATOR = KernelOperator(
     "deform_conv2d",
-    tensors=4,
-    differentiable=(0, 1, 2, 3),
-    features=(0, 3),
-    contiguous=(3,),
-    check=_check,
+    "Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
+    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt deform_groups",
+    differentiable=("input", "offset", "mask", "weight"),
+    features=("input", "weight"),
+    contiguous=("weight",),
+    layout_of="input",
+    check=check_arguments,
     reference=reference.deform_conv2d,
     bounded=(reference.forward, reference.backward),
-    triton=_triton,
+    cpp=True,
+    triton=_import_triton,
 ).register()
+count_flops(OPERATOR, flops.forward, flops.backward)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from .layers import BinCall, ConvCall, Recorder, kinds_of_layers
-from .node import at_rest, prepared, reach
+from .node import forward_to_node, frozen_eval, to_model_input
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .node import Geometry, Node
+    from .node import ImageMapping, Node
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -78,26 +78,26 @@ def sampling_locations(model: nn.Module, image: Tensor, node: Node, depth: int =
     wanted = "deformable" if node.roi is None else "bins"
     recorder = Recorder({name for name, kind in kinds.items() if kind == wanted})
     with torch.no_grad():
-        pixels = prepared(model, image)
-        with at_rest(model), recorder.watching(model):
-            features, geometry = reach(model, pixels, node)
+        pixels = to_model_input(model, image)
+        with frozen_eval(model), recorder.watching(model):
+            features, mapping = forward_to_node(model, pixels, node)
     bins = [call for call in recorder.calls if isinstance(call, BinCall)]
     calls = [call for call in recorder.calls[::-1] if isinstance(call, ConvCall)][:depth]
     if node.roi is not None and bins:
-        return _bins(bins[-1], node, geometry)
+        return _bin_locations(bins[-1], node, mapping)
     if not calls:
         missing = "deformable layer at or before" if node.roi is None else "RoI pooling layer of ours or RoIAlign for"
         raise ValueError(f"node: there is no {missing} {node.layer or node!r}")
-    start = features.new_tensor([[_int(node.y), _int(node.x)]]) * geometry.stride(geometry.node)
-    points, weights = _walk(start, calls, geometry, deformed=True)
-    regular, _ = _walk(start, calls, geometry, deformed=False)
+    start = features.new_tensor([[_int(node.y), _int(node.x)]]) * mapping.stride(mapping.node)
+    points, weights = _follow_taps(start, calls, mapping, deformed=True)
+    regular, _ = _follow_taps(start, calls, mapping, deformed=False)
     return SamplingLocations(
-        points=geometry.pixels(points).cpu(),
+        points=mapping.pixels(points).cpu(),
         weights=weights.cpu(),
-        regular=geometry.pixels(regular).cpu(),
-        centre=geometry.pixels(start)[0].cpu(),
+        regular=mapping.pixels(regular).cpu(),
+        centre=mapping.pixels(start)[0].cpu(),
         layers=tuple(call.name for call in calls),
-        image_size=geometry.image,
+        image_size=mapping.image,
     )
 
 
@@ -105,22 +105,22 @@ def _int(value: int | None) -> int:
     return int(value or 0)
 
 
-def _bins(call: BinCall, node: Node, geometry: Geometry) -> SamplingLocations:
-    points, regular = call.points(geometry)[0], call.grid(geometry)[0]
+def _bin_locations(call: BinCall, node: Node, mapping: ImageMapping) -> SamplingLocations:
+    points, regular = call.points(mapping)[0], call.grid(mapping)[0]
     return SamplingLocations(
         points=points.reshape(-1, 2).cpu(),
         weights=call.weights()[0].reshape(-1).cpu(),
         regular=regular.reshape(-1, 2).cpu(),
-        centre=geometry.centre(node, points).cpu(),
+        centre=mapping.centre(node, points).cpu(),
         layers=(call.name,),
-        image_size=geometry.image,
+        image_size=mapping.image,
     )
 
 
-def _walk(
+def _follow_taps(
     positions: Tensor,  # [M, 2] as y, x in the network's input
     calls: list[ConvCall],
-    geometry: Geometry,
+    mapping: ImageMapping,
     *,
     deformed: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def _walk(
     weights = positions.new_ones(len(positions))
     for call in calls:
         height, width = call.output_size
-        at = positions / geometry.stride(call.output_size)
+        at = positions / mapping.stride(call.output_size)
         nearest_y = at[:, 0].round().long().clamp(0, height - 1)
         nearest_x = at[:, 1].round().long().clamp(0, width - 1)
         _, stride, padding, dilation = (at.new_tensor(pair) for pair in call.kernel)
@@ -137,5 +137,5 @@ def _walk(
             sampled = sampled + call.offsets()[:, :, nearest_y, nearest_x].permute(2, 0, 1)
         inside = ((sampled > -1) & (sampled < at.new_tensor(call.input_size))).all(-1)
         weights = (weights[:, None] * call.weights()[:, nearest_y, nearest_x].T * inside).flatten()
-        positions = sampled.flatten(0, 1) * geometry.stride(call.input_size)
+        positions = sampled.flatten(0, 1) * mapping.stride(call.input_size)
     return positions, weights

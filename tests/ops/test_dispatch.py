@@ -10,7 +10,8 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
-from torchdcn.ops import backend, deform_conv2d, reference
+from torchdcn.ops import backend, deform_conv2d
+from torchdcn.ops.deform_conv2d import reference
 
 Function = Callable[..., Tensor]
 NUMBERS = ([1, 1], [1, 0], [1, 2], 2, 2)  # stride, padding, dilation, groups, deform_groups

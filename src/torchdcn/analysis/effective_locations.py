@@ -1,4 +1,4 @@
-"""Which of the places that a network samples matter to a node."""
+"""The places that a network samples, and how much each matters to a node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .layers import BinCall, ConvCall, Recorder, RegularCall, kinds_of_layers
-from .node import at_rest, prepared, reach
+from .node import forward_to_node, frozen_eval, to_model_input
 from .receptive_field import check_differentiable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .node import Geometry, Node
+    from .node import ImageMapping, Node
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -73,7 +73,12 @@ class EffectiveLocations:
 
 
 def effective_sampling_locations(
-    model: nn.Module, image: Tensor, node: Node, layers: str | Iterable[str] | None = None
+    model: nn.Module,
+    image: Tensor,
+    node: Node,
+    layers: str | Iterable[str] | None = None,
+    *,
+    regular: Iterable[str] = (),
 ) -> EffectiveLocations:
     """The sampling locations and bins that a node depends on, and the response's derivative by each place.
 
@@ -90,6 +95,8 @@ def effective_sampling_locations(
             both sides. None: all deformable convolutions before the node, or where there are none all ordinary
             ones larger than 1x1; and the bins of RoI pooling, moved or not (modules of ``torchvision.ops.RoIAlign``
             with ``aligned``).
+        regular: For a model without deformable convolutions, if ``layers`` is None: paths of the ordinary ones to look
+            at instead of all that are larger than 1x1. They are passed over if none of them is before the node.
 
     Returns:
         All locations of these layers, also those that do not matter. Index ``i`` of a map of stride ``s`` lies at pixel
@@ -111,11 +118,11 @@ def effective_sampling_locations(
         (torch.Size([18432, 2]), ('0', '1'), 9)
     """
     with torch.inference_mode(False), torch.enable_grad():
-        pixels = prepared(model, image).detach().clone().requires_grad_()
-        for chosen in _choices(model, layers):
+        pixels = to_model_input(model, image).detach().clone().requires_grad_()
+        for chosen in _candidate_layers(model, layers, set(regular)):
             recorder = Recorder(chosen)
-            with at_rest(model), recorder.watching(model):
-                features, geometry = reach(model, pixels, node)
+            with frozen_eval(model), recorder.watching(model):
+                features, mapping = forward_to_node(model, pixels, node)
             if any(not isinstance(call, BinCall) for call in recorder.calls):
                 break
         value = features.mean()
@@ -125,7 +132,7 @@ def effective_sampling_locations(
         by = [call.output if isinstance(call, RegularCall) else call.offset for call in recorder.calls]
         gradients = torch.autograd.grad(value, by, allow_unused=True)
     found = [
-        _located(call, torch.zeros_like(of) if gradient is None else gradient, geometry)
+        _locate(call, torch.zeros_like(of) if gradient is None else gradient, mapping)
         for call, of, gradient in zip(recorder.calls, by, gradients, strict=True)
     ]
     names = tuple(dict.fromkeys(call.name for call in recorder.calls))
@@ -139,33 +146,34 @@ def effective_sampling_locations(
         layer=torch.cat(layer),
         layers=names,
         response=float(value.detach()),
-        centre=geometry.centre(node, points),
-        image_size=geometry.image,
+        centre=mapping.centre(node, points),
+        image_size=mapping.image,
     )
 
 
-def _located(
-    call: ConvCall | BinCall | RegularCall, gradient: Tensor, geometry: Geometry
+def _locate(
+    call: ConvCall | BinCall | RegularCall, gradient: Tensor, mapping: ImageMapping
 ) -> tuple[Tensor, Tensor, Tensor]:  # [M, 2], [M, 2], [M]
-    """Points, the derivative by them, and weights."""
+    """Points, the response's derivative by them, and weights."""
     deformable: ConvCall | BinCall
     if isinstance(call, RegularCall):
         deformable, gradient = call.as_deformable(gradient)
     else:
         deformable = call
-    moves = deformable.pixel_gradient(gradient, geometry)
-    return deformable.points(geometry).reshape(-1, 2), moves.reshape(-1, 2), deformable.weights().reshape(-1)
+    moves = deformable.pixel_gradient(gradient, mapping)
+    return deformable.points(mapping).reshape(-1, 2), moves.reshape(-1, 2), deformable.weights().reshape(-1)
 
 
-def _choices(model: nn.Module, layers: str | Iterable[str] | None) -> list[set[str]]:
-    """Paths of the layers to look at; where several sets are given, the first with a convolution before the node."""
+def _candidate_layers(model: nn.Module, layers: str | Iterable[str] | None, preferred: set[str]) -> list[set[str]]:
+    """Sets of layers to look at; the first set with a convolution before the node is taken."""
     kinds = kinds_of_layers(model)
     if layers is None:
         deformable, bins, regular = (
             {name for name, kind in kinds.items() if kind == wanted} for wanted in ("deformable", "bins", "regular")
         )
         larger = {n for n in regular if max(cast("nn.Conv2d", model.get_submodule(n)).kernel_size) > 1}
-        return [deformable | bins, larger | bins] if deformable else [larger | bins]
+        first = deformable or preferred & regular
+        return [first | bins, larger | bins] if first else [larger | bins]
     chosen = set()
     for pattern in [layers] if isinstance(layers, str) else layers:
         fitting = {name for name in kinds if fnmatchcase(name, pattern)}

@@ -1,32 +1,28 @@
-"""The demo's report: one HTML file that holds everything it shows, for any browser, width and theme, offline."""
+"""The report of ``torchdcn demo``."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
-import string
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .files import write_atomically
+from .page import embed_image, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     Figures = Mapping[str, Mapping[str, float]]
 
-TEMPLATE = Path(__file__).with_name("report.html")
-
 
 @dataclass(frozen=True, eq=False)  # holds an array
-class Gallery:
+class CaptionedPicture:
     """A picture with its caption, and its description for those who don't see it."""
 
     picture: NDArray[np.uint8]
@@ -35,15 +31,15 @@ class Gallery:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """What the demo has to tell; see :func:`torchdcn.demo.run_demo`."""
+class DemoReport:
+    """What the report shows; see :func:`torchdcn.demo.run_demo`."""
 
     model: str
     settings: Mapping[str, Any]
     metrics: Figures
     per_class: Mapping[str, Figures]
-    detections: Sequence[Gallery]
-    sampling: Sequence[Gallery]
+    detections: Sequence[CaptionedPicture]
+    sampling: Sequence[CaptionedPicture]
     loss: NDArray[np.uint8]
     seconds: float
     training_seconds: float
@@ -51,27 +47,27 @@ class Report:
     weights: Path
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Writes the report; pictures are inside, nothing is fetched."""
+def write_demo_report(path: Path, report: DemoReport) -> None:
+    """Writes the report."""
     settings = report.settings
-    text = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        model=html.escape(report.model),
-        train=settings["train"],
-        val=settings["val"],
-        size=settings["size"],
-        epochs=settings["epochs"],
-        machine=html.escape(report.machine),
-        training=_duration(report.training_seconds),
-        total=_duration(report.seconds),
-        tiles=_tiles(report.metrics),
-        detections="".join(_figure(item, "jpeg") for item in report.detections),
-        sampling="".join(_figure(item, "jpeg") for item in report.sampling),
-        loss=_image(report.loss, "png", "Training loss over the steps", "chart"),
-        classes=_class_table(report.per_class),
-        weights=html.escape(str(report.weights)),
-        pictures=len(report.detections),
-    )
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    values: dict[str, object] = {
+        "model": html.escape(report.model),
+        "train": settings["train"],
+        "val": settings["val"],
+        "size": settings["size"],
+        "epochs": settings["epochs"],
+        "machine": html.escape(report.machine),
+        "training": _duration(report.training_seconds),
+        "total": _duration(report.seconds),
+        "tiles": _tiles(report.metrics),
+        "detections": "".join(_figure(item, "jpeg") for item in report.detections),
+        "sampling": "".join(_figure(item, "jpeg") for item in report.sampling),
+        "loss": _image(report.loss, "png", "Training loss over the steps", "chart"),
+        "classes": _class_table(report.per_class),
+        "weights": html.escape(str(report.weights)),
+        "pictures": len(report.detections),
+    }
+    write_page(path, "demo", "torchdcn demo", values)
 
 
 def _duration(seconds: float) -> str:
@@ -107,7 +103,7 @@ def _class_table(per_class: Mapping[str, Figures]) -> str:
     return "".join(rows)
 
 
-def _figure(item: Gallery, kind: str) -> str:
+def _figure(item: CaptionedPicture, kind: str) -> str:
     caption = f"<figcaption>{html.escape(item.caption)}</figcaption>"
     return f"<figure>{_image(item.picture, kind, item.description)}{caption}</figure>"
 
@@ -115,9 +111,5 @@ def _figure(item: Gallery, kind: str) -> str:
 def _image(picture: NDArray[np.uint8], kind: str, description: str, name: str = "") -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format=kind, **({"quality": 90} if kind == "jpeg" else {"optimize": True}))
-    data = base64.b64encode(buffer.getvalue()).decode()
     height, width = picture.shape[:2]
-    return (
-        f'<img class="{name}" src="data:image/{kind};base64,{data}" width={width} height={height} '
-        f'alt="{html.escape(description)}">'
-    )
+    return embed_image(buffer.getvalue(), kind, description, f'class="{name}" width={width} height={height}')

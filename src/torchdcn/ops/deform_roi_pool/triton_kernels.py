@@ -1,6 +1,6 @@
 # ruff: noqa: N803  # constants of a compiled kernel are written in capitals, as everywhere in Triton
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-# (what a kernel is given are no Python values)
+# (the arguments of a kernel are not Python values)
 """Triton kernels of modulated deformable RoI pooling: averages of samples, of which each bin takes its own.
 
 ``y[k, b, c] = mask[k, b] / n * sum over the bin's n samples``. A bin's samples are a lattice, down times across, and
@@ -10,8 +10,8 @@ Features lie channels-last, as rows of channels: input [N H W, C]. What belongs 
 offset [K, 2, ph pw] as (x, y), mask [K, ph pw]. ACC is the type of sums and positions: float32, and float64 for
 float64. INDEX is int32, or int64 where a tensor needs it.
 
-How many samples a box has, and which of them are on the map, must not hang on how a compiler rounds: products that go
-into positions are rounded by themselves, as torch rounds them, and quotients exactly.
+The number of a box's samples, and which of them are on the map, must not depend on how a compiler rounds. So products
+that go into positions are rounded one by one, as torch rounds them, and quotients exactly.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
-from .bilinear import blend, locate, on_map, parts, read, scatter, slopes_x, slopes_y
+from ..triton.bilinear import blend, locate, on_map, parts, read, scatter, slopes_x, slopes_y
+from . import reference
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-LARGEST_BIN = tl.constexpr(2.0**30)  # of a larger bin no sample is taken
+LARGEST_BIN = tl.constexpr(reference.LARGEST_BIN)
 LARGEST_LOOP = tl.constexpr(2.0**31 - 128)
 
 

@@ -1,4 +1,7 @@
-"""Modulated deformable RoI pooling: the public function, its checks and its schemas, in that order."""
+"""Modulated deformable RoI pooling: the public function, its checks and its registration, in that order.
+
+The definition is the first function of `reference`. `triton_kernels`, `triton_launch` and csrc compute the same.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import reference_roi
-from .backends import library
-from .checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
-from .kernel_operator import KernelOperator
-from .tracing import record_call
+from ..checks import LARGEST, as_pair, check_dtype, check_is_tensor, check_pair, check_tensor
+from ..dispatch import KernelOperator
+from ..flop_counting import count_flops
+from ..tracing import record_call
+from . import flops, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,10 +71,10 @@ def deform_roi_pool(
     numbers = (spatial_scale, sampling_ratio, gamma)
     recorded: Any = record_call(deform_roi_pool, input, boxes, output_size, offset, mask, *numbers)
     if recorded is not None:
-        return recorded  # type: ignore[no-any-return]  # it stands for a tensor
+        return recorded  # type: ignore[no-any-return]  # a proxy for a tensor
     check_is_tensor("input", input)
     if not isinstance(boxes, Tensor):
-        boxes = _joined(boxes, input)
+        boxes = join_boxes(boxes, input)
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is not None:
             check_is_tensor(name, tensor)
@@ -82,8 +85,8 @@ def deform_roi_pool(
     return output
 
 
-def _joined(boxes: Any, input: Tensor) -> Tensor:  # [K, 5]
-    """The boxes of all images, each with the index of its own."""
+def join_boxes(boxes: Any, input: Tensor) -> Tensor:  # [K, 5]
+    """Joins the boxes of all images, each behind the index of its image."""
     if not isinstance(boxes, (list, tuple)):
         raise TypeError(f"boxes: expected a tensor [K, 5] or a list of tensors [L, 4], got {type(boxes).__name__}")
     if input.dim() == 4 and len(boxes) != input.shape[0]:
@@ -103,7 +106,7 @@ def _joined(boxes: Any, input: Tensor) -> Tensor:  # [K, 5]
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
-        return value  # type: ignore[return-value]  # torch's own stand for numbers
+        return value  # type: ignore[return-value]  # symbols of a trace stand for numbers
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     return float(value)
@@ -116,7 +119,7 @@ def _count(name: str, value: Any) -> int:
         raise TypeError(f"{name}: expected an int, got {value!r}") from None
 
 
-def _check(
+def check_arguments(
     input: Tensor,
     boxes: Tensor,
     offset: Tensor | None,
@@ -126,7 +129,7 @@ def _check(
     sampling_ratio: int,
     gamma: float,
 ) -> tuple[int, int, int, int]:  # the output's shape
-    """Everything a kernel relies on, once, before any of them runs, but for the boxes' values."""
+    """Checks everything that a kernel relies on, once, before any of them runs, but for the boxes' values."""
     check_tensor("input", input, 4, input)
     check_dtype("input", input, input)
     for name, tensor, dimensions in (("boxes", boxes, 2), ("offset", offset, 4), ("mask", mask, 4)):
@@ -154,38 +157,25 @@ def _check(
     return K, C, ph, pw
 
 
-_ARGUMENTS = (
-    "Tensor input, Tensor boxes, Tensor? offset, Tensor? mask, "
-    "SymInt[2] output_size, float spatial_scale, SymInt sampling_ratio, float gamma"
-)
-library.define(f"deform_roi_pool({_ARGUMENTS}) -> Tensor")
-library.define(
-    f"deform_roi_pool_backward(Tensor grad_output, {_ARGUMENTS}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
-)  # gradients of input, offset, mask; an empty tensor where output_mask says it isn't wanted
+def _import_triton() -> tuple[Callable[..., None], Callable[..., None]]:
+    from . import triton_launch  # only where it is used: importing Triton takes half a second
 
-# The C++ kernels, which write into tensors that Python allocates. An absent gradient is not computed.
-library.define(f"_deform_roi_pool_cpp({_ARGUMENTS}, Tensor(a!) output) -> ()")
-library.define(
-    f"_deform_roi_pool_backward_cpp(Tensor grad_output, {_ARGUMENTS}, Tensor(a!)? grad_input, "
-    "Tensor(b!)? grad_offset, Tensor(c!)? grad_mask) -> ()"
-)
+    return triton_launch.forward, triton_launch.backward
 
 
-def _triton() -> tuple[Callable[..., None], Callable[..., None]]:
-    from .triton import launch_roi_pool as launch  # only where it is used: importing Triton takes half a second
-
-    return launch.forward, launch.backward
-
-
-KernelOperator(
+OPERATOR = KernelOperator(
     "deform_roi_pool",
-    tensors=4,
-    differentiable=(0, 2, 3),
-    features=(0,),
-    contiguous=(1, 2, 3),
-    check=_check,
-    reference=reference_roi.deform_roi_pool,
-    bounded=(reference_roi.forward, reference_roi.backward),
-    triton=_triton,
-    traceable=reference_roi.traceable,
+    "Tensor input, Tensor boxes, Tensor? offset, Tensor? mask, "
+    "SymInt[2] output_size, float spatial_scale, SymInt sampling_ratio, float gamma",
+    differentiable=("input", "offset", "mask"),
+    features=("input",),
+    contiguous=("boxes", "offset", "mask"),
+    layout_of="input",
+    check=check_arguments,
+    reference=reference.deform_roi_pool,
+    bounded=(reference.forward, reference.backward),
+    cpp=True,
+    triton=_import_triton,
+    traceable=reference.traceable,
 ).register()
+count_flops(OPERATOR, flops.forward, flops.backward)

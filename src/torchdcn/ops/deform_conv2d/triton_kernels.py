@@ -1,6 +1,6 @@
 # ruff: noqa: N803  # constants of a compiled kernel are written in capitals, as everywhere in Triton
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-# (what a kernel is given are no Python values)
+# (the arguments of a kernel are not Python values)
 """Triton kernels of modulated deformable convolution: an implicit GEMM whose columns are sampled where they are used.
 
 ``y[m, o] = sum over taps k and channels c of column[m, k, c] w[o, k, c]`` for the M = N Ho Wo output positions m. The
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .bilinear import blend, locate, on_map, parts, read, scatter, slopes_x, slopes_y
+from ..triton.bilinear import blend, locate, on_map, parts, read, scatter, slopes_x, slopes_y
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 

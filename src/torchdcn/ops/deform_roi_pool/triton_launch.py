@@ -15,15 +15,57 @@ import torch
 import triton
 import triton.language as tl
 
-from . import deform_roi_pool as kernels
-from .blocks import BINS, POOL, SPREAD, Block, pooling_candidates
-from .features import Sums, copied, rows
-from .run import Launch, chunks, hardware, index_type, on
+from ..triton.features import Sums, copied, rows
+from ..triton.run import Launch, chunks, hardware, index_type, on
+from ..triton.tiles import INTERPRETED, Block, Table, blocks_for
+from . import triton_kernels as kernels
+from .reference import assert_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+
+POOL, BINS, SPREAD = "pool", "bin_gradients", "input_gradient"
+
+# One warp for each bin: a thread reads 4 or 8 channels and plans the bin's samples for itself. Few boxes get programs
+# of one bin, which are more. A thread writes in the layout in which it reads; otherwise values would pass through
+# shared memory at every sample. sm_90 adds 16 bytes at once, which sets 4 channels there.
+TABLE: Table = {
+    (POOL, "16 bits"): {0: (Block(4, 0, 256), Block(1, 0, 256, warps=1))},
+    (POOL, "float32"): {0: (Block(1, 0, 256, warps=1),)},
+    (POOL, "float64"): {0: (Block(1, 0, 128, warps=1),)},
+    (BINS, "16 bits"): {
+        0: (Block(1, 0, 256, warps=1),),
+        90: (Block(4, 0, 256), Block(1, 0, 256, warps=1)),
+        100: (Block(4, 0, 256, registers=255), Block(1, 0, 256, warps=1)),
+    },
+    (BINS, "float32"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (BINS, "float64"): {0: (Block(1, 0, 64, warps=1),)},
+    (SPREAD, "16 bits"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (SPREAD, "float32"): {
+        0: (Block(1, 0, 128, warps=1),),
+        90: (Block(4, 0, 128), Block(1, 0, 128, warps=1)),
+    },
+    (SPREAD, "float64"): {0: (Block(1, 0, 128, warps=1),)},
+    (SPREAD, "fixed"): {0: (Block(1, 0, 64, warps=1),)},
+}
+INTERPRETED_BLOCK = Block(16, 0, 16)
+
+
+def candidates(kernel: str, kind: str, architecture: int, bins: int, channels: int) -> list[Block]:
+    """The blocks to choose from for boxes of so many bins, each once."""
+    if architecture == INTERPRETED:
+        return [INTERPRETED_BLOCK]
+    blocks = blocks_for(TABLE, kernel, kind, architecture)
+    return list(dict.fromkeys(block.fit_bins(bins, channels) for block in blocks))
 
 
 @dataclass(frozen=True)
@@ -56,7 +98,7 @@ class Pooling:
         }
         kind = {torch.float64: "float64", torch.float32: "float32"}.get(self.input.dtype, "16 bits")
         kind = "fixed" if others.get("fixed") is not None else kind
-        blocks = pooling_candidates(name, kind, self.architecture, self.layer.bins, self.layer.C)
+        blocks = candidates(name, kind, self.architecture, self.layer.bins, self.layer.C)
         return Launch(getattr(kernels, name), arguments, blocks, programs, self.processors)
 
     def tiles(self, block: Block) -> int:
@@ -64,14 +106,14 @@ class Pooling:
         return len(self.boxes) * int(triton.cdiv(self.layer.bins, block.positions))
 
     def shares(self, block: Block) -> int:
-        """The same, a block of channels each."""
+        """How many tiles these are, counted once for each block of channels."""
         return self.tiles(block) * int(triton.cdiv(self.layer.C, block.channels))
 
 
 def pooling(
     images: slice, input: Tensor, boxes: Tensor, offset: Tensor | None, mask: Tensor | None,
     output_size: Sequence[int], spatial_scale: float, sampling_ratio: int, gamma: float,
-    pooled: Tensor,  # [K, C, ph, pw], laid out as what is read or written: the output, or its gradient
+    pooled: Tensor,  # [K, C, ph, pw], the output or its gradient: for its strides
     on_hardware: tuple[int, int] | None = None,
 ) -> Pooling:  # fmt: skip
     """Prepares tensors for the kernels; `on_hardware` is architecture and processors if not the device's own."""
@@ -85,21 +127,13 @@ def pooling(
     )  # fmt: skip
 
 
-def _assert_images(boxes: Tensor, input: Tensor) -> None:
-    """On a GPU an assert of the device, which nobody has to wait for."""
-    index, images = boxes[:, 0], len(input)
-    torch._assert_async(
-        ((index >= 0) & (index < images)).all(), f"boxes: expected indices of images from 0 to {images - 1}"
-    )
-
-
 def forward(
     input: Tensor, boxes: Tensor, offset: Tensor | None, mask: Tensor | None,
     output_size: Sequence[int], spatial_scale: float, sampling_ratio: int, gamma: float,
     output: Tensor,
 ) -> None:  # fmt: skip
     """Writes the pooled features to output."""
-    _assert_images(boxes, input)
+    assert_images(boxes[:, 0], len(input))
     if output.numel() == 0:
         return
     numbers = output_size, spatial_scale, sampling_ratio, gamma
@@ -124,7 +158,7 @@ def backward(
     Where torch.use_deterministic_algorithms asks for it, grad_input is summed in 64-bit fixed point, as the
     convolution's is. The other gradients always are deterministic.
     """
-    _assert_images(boxes, input)
+    assert_images(boxes[:, 0], len(input))
     if grad_output.numel() == 0:
         for gradient in (grad_input, grad_offset, grad_mask):
             if gradient is not None:
@@ -143,11 +177,11 @@ def backward(
                 spread_launch(call, grad_output, sums).run()
                 sums.write()
                 del sums
-            del call  # what was copied for these images, before the next ones are copied
+            del call  # frees its copies before the next images are copied
 
 
 def _bound(grad_output: Tensor, mask: Tensor | None) -> Tensor:
-    """No element of the input's gradient is larger, finite terms only.
+    """An upper bound of the input's gradient, over its finite terms.
 
     A bin adds at most its own gradient to a pixel, as it averages; and at most all bins fall on one.
     """

@@ -1,4 +1,4 @@
-// Pointer, keys, dropped files.
+// Pointer, keys, and dropped files.
 import { centreOf } from "./sampling.js";
 import { bestPlace, place, positionAt, ready, state } from "./state.js";
 
