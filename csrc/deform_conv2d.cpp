@@ -1,5 +1,5 @@
 // The operators as torch sees them: tensors to views, and the kernels of the best instruction set there is.
-// Python has checked shapes, dtypes and devices, and allocated the outputs (src/torchdcn/ops/deform_conv2d.py).
+// Python has checked shapes, dtypes and devices, and allocated the outputs (src/torchdcn/ops/deform_conv2d/).
 #include "tensors.h"
 
 #if defined(__linux__)

@@ -1,5 +1,5 @@
 // Deformable RoI pooling as torch sees it. Python has checked shapes, dtypes, devices and numbers, and allocated the
-// outputs (src/torchdcn/ops/deform_roi_pool.py); what is left to check is which image a box is of.
+// outputs (src/torchdcn/ops/deform_roi_pool/); what is left to check is which image a box is of.
 #include "deform_roi_pool.h"
 #include "tensors.h"
 

@@ -37,7 +37,7 @@ ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 TESTS = [
     *(f"tests/ops/test_deform_conv2d{part}.py" for part in ("", "_contract", "_layout", "_dtypes")),
     *(f"tests/ops/test_deform_roi_pool{part}.py" for part in ("", "_contract")),
-    "tests/ops/test_kernel_operator.py",
+    "tests/ops/test_dispatch.py",
     "tests/ops/test_fuzz.py",
 ]
 # -O1: what -O3 merges or drops is still checked, and the lines in a report are right. A first finding ends the process.

@@ -155,7 +155,7 @@ class KernelOperator:
         return self.cpp if backend == "cpp" else self.bounded
 
     def _compute(self, *arguments: Any) -> Tensor:
-        backend = self.backend_for(arguments[0].device)
+        backend = backend_for(arguments[0].device, self.backends)
         output = self._infer(*arguments)
         self._run(backend, 0, *self._prepare(backend, arguments), output)
         return output

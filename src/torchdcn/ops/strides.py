@@ -33,7 +33,7 @@ def layout(tensor: Tensor) -> torch.memory_format:
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor itself if it has no gaps in its layout, else a copy; kernels read nothing else."""
-    return tensor.contiguous(memory_format=layout(tensor))
+    return tensor if tensor.is_contiguous() else tensor.contiguous(memory_format=layout(tensor))
 
 
 def empty_in_layout(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
